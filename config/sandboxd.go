@@ -1,0 +1,252 @@
+package config
+
+import (
+	"net/url"
+	"time"
+
+	"hallmark.build/config/tomlfile"
+)
+
+// Sandboxd is the configuration of hallmark-sandboxd, which runs as root.
+type Sandboxd struct {
+	// Socket is the unix socket on which drivers are served. Default
+	// "/run/hallmark/sandboxd.sock". A writer of this field can keep drivers
+	// from finding the daemon, no more: peers are checked by SocketUser.
+	Socket string `toml:"socket"`
+	// SocketUser is the user, by name or number, who may connect besides root.
+	// Default "gitlab-runner". A writer of this field can let another user
+	// start sandboxes; what such a user claims about a job is still
+	// checked with GitLab by the authority.
+	SocketUser string `toml:"socket_user"`
+	// StateDir holds images, workspaces and evidence across restarts. Default
+	// "/var/lib/hallmark/sandboxd". A writer of the directory can change
+	// images and evidence that the authority has not acknowledged yet.
+	StateDir string `toml:"state_dir"`
+	// RunDir holds sockets and mounts until the next boot. Default
+	// "/run/hallmark/sandboxd". A writer of the directory can drive containers.
+	RunDir string `toml:"run_dir"`
+	// GitLabURL is the GitLab that the runner is registered with; required. A
+	// writer of this field can have jobs of another GitLab run here; the
+	// authority, which has its own setting, will not attest them.
+	GitLabURL *url.URL `toml:"gitlab_url"`
+	// GitLabCA is a PEM file with the roots that GitLab's certificate must
+	// chain to. Default "": the host's roots. A writer of the file can
+	// impersonate GitLab towards the border.
+	GitLabCA string `toml:"gitlab_ca"`
+	// GitLabRunner is the gitlab-runner binary that helper containers get,
+	// read-only. Default "/usr/bin/gitlab-runner". A writer of the binary runs
+	// as the helper, which is not trusted with facts.
+	GitLabRunner string `toml:"gitlab_runner"`
+	// HelperImage is the image of the helper container; required. It needs a
+	// shell, git and CA certificates. Name it by digest. A writer of this field
+	// chooses what fetches sources; they are verified from outside all the same.
+	HelperImage string `toml:"helper_image"`
+	// DefaultImage is the image of jobs that name none. Default "": such jobs
+	// fail. A writer of this field chooses the tools that those jobs build with.
+	DefaultImage string `toml:"default_image"`
+	// SourceMismatch says what happens to a job whose work tree is not that of
+	// its commit: "refuse" fails it, "declare" records it. Default "refuse". A
+	// writer of this field can let a job build other sources, but the
+	// statement says so.
+	SourceMismatch string `toml:"source_mismatch"`
+	// UpstreamCA is a PEM file with the roots for all hosts but GitLab that the
+	// border fetches from. Default "": the host's roots. A writer of the file
+	// can impersonate every registry towards the border.
+	UpstreamCA string `toml:"upstream_ca"`
+	// StopGrace is the time that a cancelled stage has between SIGTERM and
+	// SIGKILL. Default "10s"; at most 100s, below the runner's kill timeout. A
+	// writer of this field can only make cancelling slow.
+	StopGrace time.Duration `toml:"stop_grace"`
+
+	Containerd Containerd  `toml:"containerd"`
+	Images     Images      `toml:"images"`
+	Limits     Limits      `toml:"limits"`
+	IDs        IDs         `toml:"ids"`
+	Allow      []AllowRule `toml:"allow"`
+	Authority  Authority   `toml:"authority"`
+
+	// Digest is the SHA-256 of the file's bytes in lower-case hex.
+	Digest string
+}
+
+// Containerd says which containerd runs the containers.
+type Containerd struct {
+	// Address is the socket of an installed containerd. Default "": a private
+	// instance is started and supervised. A writer of this field can hand every
+	// container to another runtime.
+	Address string `toml:"address"`
+	// BinDir holds containerd, its shim, runc and hallmark-init. Default
+	// "/usr/lib/hallmark". A writer of the directory is root on this host.
+	BinDir string `toml:"bin_dir"`
+}
+
+// Images says which images may run.
+type Images struct {
+	// Allowed are globs that an image's full name must match, such as
+	// "registry.example.com/ci/**". Default []: every image. A writer of this
+	// field can admit images that the admin does not trust.
+	Allowed []string `toml:"allowed"`
+	// PlainHTTP are registries, as host or host:port, that are spoken to
+	// without TLS. Default []. Whoever is on the network path to one of them can
+	// choose what a tag resolves to.
+	PlainHTTP []string `toml:"plain_http"`
+	// CA is a PEM file with the roots for registries. Default "": the host's
+	// roots. A writer of the file can impersonate every registry.
+	CA string `toml:"ca"`
+}
+
+// Limits bound each container. A writer of these can let one job starve the
+// others on this host; they are stated in the provenance.
+type Limits struct {
+	// Memory in bytes, written "4GiB". Default "4GiB". There is no swap beyond it.
+	Memory int64 `toml:"memory,size"`
+	// CPUs in whole processors; 1.5 is one and a half. Default 0: all.
+	CPUs float64 `toml:"cpus"`
+	// Pids is the number of processes and threads. Default 4096.
+	Pids int64 `toml:"pids"`
+	// Tmpfs is the size of each tmpfs, in bytes, written "512MiB". Default
+	// "512MiB". It counts towards Memory.
+	Tmpfs int64 `toml:"tmpfs,size"`
+	// OpenFiles is the number of descriptors a process may have. Default 1048576.
+	OpenFiles uint64 `toml:"open_files"`
+}
+
+// IDs are the host's user and group ids that containers run as, in ranges of
+// [IDRange] each, one range a job. No account of the host may lie in them. A
+// writer of these can make a container share ids with something on the host.
+type IDs struct {
+	// First is the first id of the first range. Default 200000000.
+	First uint32 `toml:"first"`
+	// Ranges is the number of ranges, and so of jobs at a time. Default 1024.
+	Ranges int `toml:"ranges"`
+}
+
+// IDRange is the number of ids in each range.
+const IDRange = 65536
+
+// AllowRule is one line of the firewalled profile's allow-list. A writer of
+// these opens the network to tenants; what passes is recorded all the same,
+// and the digest of the list is in the provenance.
+type AllowRule struct {
+	// Name is what the record and the job log call the rule; required, unique.
+	Name string `toml:"name"`
+	// Host is a name, or "*.example.com" for all names below it; required.
+	Host string `toml:"host"`
+	// Ports; default []: those that the dependency policy takes as standard.
+	Ports []int `toml:"ports"`
+	// Methods of HTTP; default []: GET and HEAD.
+	Methods []string `toml:"methods"`
+	// Paths are prefixes of the URL's path; default []: every path.
+	Paths []string `toml:"paths"`
+}
+
+// Authority says where evidence is sent.
+type Authority struct {
+	// Socket is the signing authority's unix socket. Default
+	// "/run/hallmark-attestd/attestd.sock". A writer of this field can send
+	// evidence to another authority, whose signatures no verifier trusts.
+	Socket string `toml:"socket"`
+}
+
+// DefaultSandboxd is the configuration before a file is read. What is required
+// is missing from it.
+func DefaultSandboxd() Sandboxd {
+	return Sandboxd{
+		Socket:         "/run/hallmark/sandboxd.sock",
+		SocketUser:     "gitlab-runner",
+		StateDir:       "/var/lib/hallmark/sandboxd",
+		RunDir:         "/run/hallmark/sandboxd",
+		GitLabRunner:   "/usr/bin/gitlab-runner",
+		SourceMismatch: "refuse",
+		StopGrace:      10 * time.Second,
+		Containerd:     Containerd{BinDir: "/usr/lib/hallmark"},
+		Limits:         Limits{Memory: 4 << 30, Pids: 4096, Tmpfs: 512 << 20, OpenFiles: 1 << 20},
+		IDs:            IDs{First: 200_000_000, Ranges: 1024},
+		Authority:      Authority{Socket: "/run/hallmark-attestd/attestd.sock"},
+	}
+}
+
+// LoadSandboxd reads hallmark-sandboxd's file. The error is [Errors] or an [*Error].
+func LoadSandboxd(path string) (Sandboxd, error) {
+	data, err := tomlfile.Read(path)
+	if err != nil {
+		return Sandboxd{}, err
+	}
+	return ParseSandboxd(path, data)
+}
+
+// ParseSandboxd reads the bytes of hallmark-sandboxd's file; path is its name in errors.
+func ParseSandboxd(path string, data []byte) (Sandboxd, error) {
+	doc, err := tomlfile.Parse(path, data)
+	if err != nil {
+		return Sandboxd{}, err
+	}
+	cfg := DefaultSandboxd()
+	doc.Decode(&cfg)
+	if doc.Err() == nil {
+		cfg.check(checker{doc})
+	}
+	if err := doc.Err(); err != nil {
+		return Sandboxd{}, err
+	}
+	cfg.Digest = digest(data)
+	return cfg, nil
+}
+
+func (s *Sandboxd) check(c checker) {
+	c.socket("socket", s.Socket)
+	c.user("socket_user", s.SocketUser)
+	c.path("state_dir", s.StateDir)
+	c.path("run_dir", s.RunDir)
+	c.apart("state_dir", s.StateDir, "run_dir", s.RunDir)
+	c.gitlabURL("gitlab_url", s.GitLabURL)
+	c.optionalPath("gitlab_ca", s.GitLabCA)
+	c.path("gitlab_runner", s.GitLabRunner)
+	c.required("helper_image", `an image by digest, as helper_image = "registry.example.com/hallmark/helper@sha256:…"`, s.HelperImage)
+	c.image("helper_image", s.HelperImage)
+	c.image("default_image", s.DefaultImage)
+	c.oneOf("source_mismatch", s.SourceMismatch, "refuse", "declare")
+	c.optionalPath("upstream_ca", s.UpstreamCA)
+	c.duration("stop_grace", s.StopGrace, time.Second, 100*time.Second)
+
+	if s.Containerd.Address != "" {
+		c.socket("containerd.address", s.Containerd.Address)
+	}
+	c.path("containerd.bin_dir", s.Containerd.BinDir)
+	c.globs("images.allowed", s.Images.Allowed)
+	c.registries("images.plain_http", s.Images.PlainHTTP)
+	c.optionalPath("images.ca", s.Images.CA)
+	s.Limits.check(c)
+	s.IDs.check(c)
+	c.rules("allow", s.Allow)
+	c.socket("authority.socket", s.Authority.Socket)
+}
+
+func (l Limits) check(c checker) {
+	c.size("limits.memory", l.Memory, 64<<20, 1<<50)
+	c.size("limits.tmpfs", l.Tmpfs, 1<<20, 1<<50)
+	if l.Tmpfs > l.Memory {
+		c.doc.Report("limits.tmpfs", "a tmpfs counts towards the memory limit",
+			"%s is more than limits.memory, %s", tomlfile.FormatSize(l.Tmpfs), tomlfile.FormatSize(l.Memory))
+	}
+	if !(l.CPUs == 0 || l.CPUs >= 0.01 && l.CPUs <= 4096) {
+		c.doc.Report("limits.cpus", "0 means all processors", "%v is not between 0.01 and 4096", l.CPUs)
+	}
+	c.between("limits.pids", l.Pids, 16, 4<<20)
+	c.between("limits.open_files", int64(min(l.OpenFiles, 1<<62)), 64, 1<<30)
+}
+
+func (i IDs) check(c checker) {
+	// 0 to 65535 belong to the host's accounts, and 4294967295 is "no id".
+	const last = 1<<32 - 2
+	if i.First < IDRange {
+		c.doc.Report("ids.first", "take a range that no account and no other container runtime uses",
+			"%d lies among the host's own ids, 0 to %d", i.First, IDRange-1)
+		return
+	}
+	c.between("ids.ranges", int64(i.Ranges), 1, 65535)
+	if end := int64(i.First) + int64(i.Ranges)*IDRange - 1; i.Ranges > 0 && end > last {
+		c.doc.Report("ids.ranges", "", "%d ranges of %d from %d end at %d, after the last id, %d",
+			i.Ranges, IDRange, i.First, end, int64(last))
+	}
+}
