@@ -200,3 +200,6 @@ func encode(v any) ([]byte, error) {
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
+
+// HashLine is the hash that the line after this one must carry as prev.
+func HashLine(line []byte) string { return hash(line) }

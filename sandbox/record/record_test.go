@@ -1,0 +1,241 @@
+package record
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var noon = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+
+func newLog(t testing.TB, now func() time.Time) (*Log, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "record.jsonl")
+	l, err := Create(path, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l, path
+}
+
+func fixed() time.Time { return noon }
+
+// closedRecord is a short record as its file holds it.
+func closedRecord(t testing.TB) []byte {
+	t.Helper()
+	l, path := newLog(t, fixed)
+	for _, e := range []struct {
+		kind Kind
+		data any
+	}{
+		{JobOpened, Opened{Session: "s", Profile: "hermetic"}},
+		{Fetched, Fetch{URL: "https://example.test/a<b>&c", Status: 200}},
+		{Closed, Closing{Result: "success"}},
+	} {
+		if _, err := l.Append(e.kind, e.data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func TestReadReturnsWhatWasAppended(t *testing.T) {
+	data := closedRecord(t)
+	entries, head, err := Read(bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bytes.Split(bytes.TrimSuffix(data, []byte("\n")), []byte("\n"))
+	if head.Entries != 3 || head.Hash != HashLine(lines[2]) {
+		t.Errorf("head = %+v", head)
+	}
+	var f Fetch
+	if err := entries[1].Decode(&f); err != nil || f.URL != "https://example.test/a<b>&c" {
+		t.Errorf("entry 1 = %+v, %v", f, err)
+	}
+	if !bytes.Contains(lines[1], []byte("a<b>&c")) {
+		t.Errorf("line is escaped beyond need: %s", lines[1])
+	}
+	if entries[1].Prev != entries[0].Hash || entries[0].Prev != Genesis {
+		t.Error("entries are not chained")
+	}
+}
+
+func TestReadRefuses(t *testing.T) {
+	good := string(closedRecord(t))
+	lines := strings.SplitAfter(good, "\n")
+	for name, tc := range map[string]struct{ data, want string }{
+		"changed byte":       {strings.Replace(good, `"hermetic"`, `"hermetiC"`, 1), "fork"},
+		"missing line":       {lines[0] + lines[2], "gap"},
+		"repeated line":      {lines[0] + lines[0] + lines[1], "gap"},
+		"swapped lines":      {lines[1] + lines[0], "gap"},
+		"cut off":            {good[:len(good)-1], "cut off"},
+		"after closed":       {good + strings.Replace(lines[1], `"seq":1`, `"seq":3`, 1), "closed"},
+		"unknown kind":       {strings.Replace(lines[0], "job_opened", "job_forged", 1), "unknown kind"},
+		"not opened first":   {strings.Replace(lines[0], "job_opened", "sealed", 1), "stands first"},
+		"unknown field":      {strings.Replace(lines[0], `{"seq"`, `{"x":1,"seq"`, 1), "unknown field"},
+		"duplicate key":      {strings.Replace(lines[0], `{"seq":0`, `{"seq":0,"seq":0`, 1), "duplicate key"},
+		"escaped duplicate":  {strings.Replace(lines[0], `{"seq":0`, `{"seq":0,"\u0073eq":0`, 1), "duplicate key"},
+		"two values":         {strings.TrimSuffix(lines[0], "\n") + "{}\n", "more than one"},
+		"bad time":           {strings.Replace(lines[0], "Z\"", "+00:00\"", 1), "time"},
+		"invalid utf-8":      {strings.Replace(lines[0], "hermetic", "\xff", 1), "UTF-8"},
+		"deep":               {strings.Replace(lines[0], `"data":`, `"data":`+strings.Repeat("[", 99)+strings.Repeat("]", 99)+`,"d":`, 1), "deeper"},
+		"long":               {strings.Repeat("x", MaxLine+2) + "\n", "more than"},
+		"empty line":         {"\n", "EOF"},
+		"genesis":            {strings.Replace(lines[0], Genesis, strings.Repeat("1", 64), 1), "fork"},
+		"time goes back":     {lines[0] + strings.Replace(lines[1], "12:00:00", "11:00:00", 1), "backwards"},
+		"data not an object": {strings.Replace(lines[0], `"data":{`, `"data":"x","e":{`, 1), "unknown field"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := Read(strings.NewReader(tc.data))
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error = %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestDecodeRefusesUnknownFieldsOfData(t *testing.T) {
+	var c Chain
+	line := `{"seq":0,"kind":"job_opened","time":"2026-11-26T12:00:00.000000Z","prev":"` + Genesis + `","data":{"session":"s","forged":true}}`
+	e, err := c.Add([]byte(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Decode(new(Opened)); err == nil || !strings.Contains(err.Error(), "forged") {
+		t.Errorf("error = %v, want the unknown field's name", err)
+	}
+}
+
+func TestConcurrentAppendsFormOneChain(t *testing.T) {
+	l, path := newLog(t, time.Now)
+	if _, err := l.Append(JobOpened, Opened{}); err != nil {
+		t.Fatal(err)
+	}
+	const n = 64
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			if _, err := l.Append(Blocked, Block{Target: fmt.Sprint(i)}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, head, err := Read(bytes.NewReader(data))
+	if err != nil || len(entries) != n+1 || head != l.Head() {
+		t.Errorf("read %d entries, head %+v, %v; log has %+v", len(entries), head, err, l.Head())
+	}
+}
+
+func TestClockThatGoesBackKeepsTheLastTime(t *testing.T) {
+	now := noon
+	l, _ := newLog(t, func() time.Time { return now })
+	first, err := l.Append(JobOpened, Opened{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now = noon.Add(-time.Hour)
+	second, err := l.Append(Sealed, Seal{})
+	if err != nil || second.Time != first.Time {
+		t.Errorf("second entry at %v, %v; want %v", second.Time, err, first.Time)
+	}
+}
+
+func TestNothingFollowsAFailedWrite(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip("no /dev/full here: ", err)
+	}
+	l := &Log{now: fixed, file: full, changed: make(chan struct{})}
+	if _, err := l.Append(JobOpened, Opened{}); err == nil {
+		t.Fatal("append to a full disk succeeded")
+	}
+	if l.Head().Entries != 0 {
+		t.Errorf("head moved to %+v", l.Head())
+	}
+	if _, err := l.Append(JobOpened, Opened{}); err == nil || !strings.Contains(err.Error(), "write") {
+		t.Errorf("second append: %v, want the first failure again", err)
+	}
+}
+
+func TestLinesComeInBatches(t *testing.T) {
+	l, _ := newLog(t, fixed)
+	var want [][]byte
+	for i := range 10 {
+		kind, data := Blocked, any(Block{Target: strings.Repeat("x", i)})
+		if i == 0 {
+			kind, data = JobOpened, Opened{}
+		}
+		e, err := l.Append(kind, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, e.Line)
+	}
+	var got [][]byte
+	for int64(len(got)) < l.Head().Entries {
+		lines, err := l.Lines(int64(len(got)), 300)
+		if err != nil || len(lines) == 0 {
+			t.Fatalf("lines from %d: %d, %v", len(got), len(lines), err)
+		}
+		got = append(got, lines...)
+	}
+	if !bytes.Equal(bytes.Join(got, []byte("\n")), bytes.Join(want, []byte("\n"))) {
+		t.Error("lines differ from what was appended")
+	}
+}
+
+func TestCreateRefusesAnExistingRecord(t *testing.T) {
+	_, path := newLog(t, fixed)
+	if _, err := Create(path, fixed); !errors.Is(err, os.ErrExist) {
+		t.Errorf("error = %v, want %v", err, os.ErrExist)
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	f.Add(closedRecord(f))
+	f.Add([]byte(`{"seq":0}` + "\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		entries, head, err := Read(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		var again []byte
+		for _, e := range entries {
+			again = append(append(again, e.Line...), '\n')
+		}
+		if !bytes.Equal(again, data) || head.Entries != int64(len(entries)) {
+			t.Error("an accepted record is not its lines")
+		}
+	})
+}
+
+func BenchmarkAppend(b *testing.B) {
+	l, _ := newLog(b, time.Now)
+	if _, err := l.Append(JobOpened, Opened{}); err != nil {
+		b.Fatal(err)
+	}
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := l.Append(Fetched, Fetch{URL: "https://example.test/", Status: 200}); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
