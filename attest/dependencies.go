@@ -1,0 +1,157 @@
+package attest
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+
+	"hallmark.build/sandbox/record"
+)
+
+// folded are exchanges that byproducts stand for.
+type folded struct {
+	git   []fetch // the source commit stands for them
+	other []fetch // no file crossed: HEAD, redirects, errors, broken answers
+}
+
+// sortFetches says which exchanges are dependencies.
+func sortFetches(s *story) (listed []fetch, rest folded) {
+	match := s.source != nil && s.source.Outcome == sourceMatch
+	for _, f := range s.fetches {
+		switch {
+		case f.Method == "HEAD" || f.Status < 200 || f.Status > 299 || f.Incomplete != "":
+			rest.other = append(rest.other, f)
+		case match && f.Stage == "get_sources" && gitExchange(f.url, s.opened.Job.SourceURI):
+			rest.git = append(rest.git, f)
+		default:
+			listed = append(listed, f)
+		}
+	}
+	return listed, rest
+}
+
+// gitExchange reports whether u speaks git's fetch protocol with the given
+// repository, and with no other.
+func gitExchange(u *url.URL, repository string) bool {
+	repo, err := url.Parse(repository)
+	if err != nil || u.Scheme != repo.Scheme || hostPort(u) != hostPort(repo) {
+		return false
+	}
+	base := strings.TrimSuffix(strings.TrimSuffix(repo.Path, "/"), ".git")
+	rest, ok := strings.CutPrefix(u.Path, base)
+	rest = strings.TrimPrefix(rest, ".git")
+	switch {
+	case !ok:
+		return false
+	case rest == "/info/refs":
+		return u.RawQuery == "service=git-upload-pack"
+	}
+	return rest == "/git-upload-pack" && u.RawQuery == ""
+}
+
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return strings.ToLower(u.Hostname()) + ":" + port
+}
+
+func dependencies(s *story, listed []fetch) []resource {
+	out := []resource{}
+	out = append(out, sourceResources(s)...)
+	for _, im := range s.images {
+		out = append(out, imageResources(im)...)
+	}
+	return append(out, fetchResources(listed)...)
+}
+
+// sourceResources names the source only if it was found in the workspace. A
+// workspace that differs is named by its own tree, without the repository's
+// URL: who looks for the source must not find it.
+func sourceResources(s *story) []resource {
+	if s.source == nil {
+		return nil
+	}
+	switch {
+	case s.source.Outcome == sourceMatch:
+		return []resource{{
+			Name:   "source",
+			URI:    "git+" + s.opened.External.Source + "@" + s.opened.External.Ref,
+			Digest: map[string]string{"gitCommit": s.source.Commit, "gitTree": s.source.Tree},
+		}}
+	case s.source.Found != "":
+		return []resource{{
+			Name:        "workspace",
+			Digest:      map[string]string{"gitTree": s.source.Found},
+			Annotations: map[string]any{"source": s.source.Outcome},
+		}}
+	}
+	return nil
+}
+
+func imageResources(im record.Image) []resource {
+	notes := map[string]any{"kind": "image", "role": im.Role, "asked": im.Name, "platform": im.Platform, "config": im.Config}
+	out := []resource{{
+		Name: im.Reference, URI: imageURL(im, im.Manifest), Digest: sha256Digest(im.Manifest), Annotations: notes,
+	}}
+	if im.Index != "" {
+		out = append(out, resource{
+			Name: repository(im) + "@" + im.Index, URI: imageURL(im, im.Index), Digest: sha256Digest(im.Index),
+			Annotations: map[string]any{"kind": "image-index", "role": im.Role, "asked": im.Name},
+		})
+	}
+	return out
+}
+
+func repository(im record.Image) string { return strings.TrimSuffix(im.Reference, "@"+im.Manifest) }
+
+// imageURL is a package URL of type oci.
+func imageURL(im record.Image, digest string) string {
+	repo := repository(im)
+	return fmt.Sprintf("pkg:oci/%s@%s?repository_url=%s",
+		url.PathEscape(strings.ToLower(path.Base(repo))), url.QueryEscape(digest), url.QueryEscape(repo))
+}
+
+func sha256Digest(digest string) map[string]string {
+	return map[string]string{"sha256": strings.TrimPrefix(digest, "sha256:")}
+}
+
+// fetchResources makes one dependency of all exchanges with the same URL and
+// digest.
+func fetchResources(fetches []fetch) []resource {
+	type key struct{ url, digest string }
+	type facts struct {
+		first         record.Fetch
+		stages, roles map[string]bool
+	}
+	found := map[key]*facts{}
+	for _, f := range fetches {
+		k := key{f.URL, f.SHA256}
+		if found[k] == nil {
+			found[k] = &facts{first: f.Fetch, stages: map[string]bool{}, roles: map[string]bool{}}
+		}
+		found[k].stages[f.Stage] = true
+		found[k].roles[f.Role] = true
+	}
+	keys := slices.SortedFunc(maps.Keys(found), func(a, b key) int {
+		return cmp.Or(cmp.Compare(a.url, b.url), cmp.Compare(a.digest, b.digest))
+	})
+	out := make([]resource, 0, len(keys))
+	for _, k := range keys {
+		f := found[k]
+		out = append(out, resource{
+			URI: k.url, Digest: map[string]string{"sha256": k.digest}, MediaType: f.first.MediaType,
+			Annotations: map[string]any{
+				"kind":   "fetched",
+				"stages": slices.Sorted(maps.Keys(f.stages)),
+				"roles":  slices.Sorted(maps.Keys(f.roles)),
+			},
+		})
+	}
+	return out
+}
