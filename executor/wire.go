@@ -233,6 +233,9 @@ func Send(ctx context.Context, socket string, req Request, files Files) (Reply, 
 	return send(ctx, socket, req, files, wait)
 }
 
+// errNoReply: the daemon went away, or was never ours.
+var errNoReply = errors.New("the sandbox daemon closed the connection without a whole reply")
+
 func send(ctx context.Context, socket string, req Request, files Files, wait time.Duration) (Reply, error) {
 	if err := req.check(); err != nil {
 		return Reply{}, err
@@ -262,6 +265,8 @@ func send(ctx context.Context, socket string, req Request, files Files, wait tim
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return Reply{}, fmt.Errorf("%s: canceled, and no reply within %s", socket, wait)
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return Reply{}, fmt.Errorf("%s: %w", socket, errors.Join(writeErr, errNoReply))
 	case err != nil:
 		return Reply{}, fmt.Errorf("%s: read reply: %w", socket, errors.Join(writeErr, err))
 	}
@@ -328,7 +333,7 @@ func readLine(r io.Reader) ([]byte, error) {
 		buf = append(buf, part[:n]...)
 		if err != nil && n == 0 {
 			if errors.Is(err, io.EOF) {
-				return nil, errors.New("the connection ended in the middle of a message")
+				return nil, io.ErrUnexpectedEOF
 			}
 			return nil, err
 		}

@@ -116,9 +116,7 @@ func (l *Log) write(line string) {
 // characters (those that reorder text among them), and section markers; it
 // replaces invalid UTF-8, and cuts at MaxLine bytes. Clean(Clean(s)) == Clean(s).
 func Clean(s string) string {
-	// Nothing behind this can show: each rune of the result takes at most a
-	// bounded escape sequence of the input. A bound of the work, not of the text.
-	s = s[:min(len(s), 64*MaxLine)]
+	s = s[:min(len(s), 16*MaxLine)] // bounds the work where most of s vanishes
 	var b strings.Builder
 	marks := 0
 	for len(s) > 0 && b.Len() <= MaxLine {
@@ -150,59 +148,59 @@ func Clean(s string) string {
 // every script, too few to paint over neighbouring lines.
 const maxMarks = 4
 
-// escape returns the length of the escape sequence that s starts with, or 0.
-// Both forms are known, ESC with a following byte and the single character of
-// the C1 range, as an encoded rune or as a bare byte.
+// escape returns the length of the escape sequence that s starts with, or 0. It
+// knows both forms of an introducer: ESC with a letter, and the single
+// character of the C1 range.
 func escape(s string) int {
 	r, size := utf8.DecodeRuneInString(s)
-	switch {
-	case r == 0x1b:
-		if len(s) == size {
-			return size
-		}
-		return size + introduced(s[size], s[size+1:]) + 1
-	case 0x80 <= r && r <= 0x9f:
-		return size + introduced(byte(r)-0x40, s[size:])
+	if kind := r - 0x40; strings.ContainsRune("[]PX^_", kind) {
+		return size + sequence(byte(kind), s[size:])
 	}
-	return 0
+	if r != 0x1b {
+		return 0
+	}
+	rest := s[size:]
+	if rest == "" || rest[0] < ' ' || rest[0] > '~' {
+		return size
+	}
+	return size + 1 + sequence(rest[0], rest[1:])
 }
 
-// introduced returns how many bytes of rest belong to the sequence that final
-// introduces.
-func introduced(kind byte, rest string) int {
-	switch kind {
-	case '[': // control sequence: parameters, then one final byte
-		i := strings.IndexFunc(rest, func(r rune) bool { return r < 0x20 || r > 0x3f })
+// sequence returns how many bytes of rest belong to what kind introduces.
+func sequence(kind byte, rest string) int {
+	switch {
+	case kind == '[': // parameters, then one final byte
+		i := strings.IndexFunc(rest, func(r rune) bool { return r < ' ' || r > '?' })
 		switch {
 		case i < 0:
 			return len(rest)
-		case rest[i] >= 0x40 && rest[i] < 0x7f:
+		case rest[i] > '?' && rest[i] <= '~':
 			return i + 1
 		}
 		return i
-	case ']', 'P', 'X', '^', '_': // strings, up to BEL or ST
-		return stringEnd(rest)
-	case ' ', '!', '"', '#', '$', '%', '&', '\'', '(', ')', '*', '+', ',', '-', '.', '/': // one more byte
-		return min(1, len(rest))
+	case strings.IndexByte("]PX^_", kind) >= 0: // a string
+		return controlString(rest)
+	case kind <= '/' && rest != "" && ' ' <= rest[0] && rest[0] <= '~': // one more byte
+		return 1
 	}
 	return 0
 }
 
-// stringEnd returns the length of a control string with its terminator. One
-// that does not end within the line is no string: only its introducer goes.
-func stringEnd(rest string) int {
-	for i, r := range rest {
-		switch {
-		case r == 0x07:
+// controlString returns the length of a control string with its terminator,
+// BEL or ST. One that does not end soon, or on the same line, is no string.
+func controlString(rest string) int {
+	for i, r := range rest[:min(len(rest), MaxLine/2)] {
+		switch r {
+		case 0x07:
 			return i + 1
-		case r == 0x9c:
-			return i + 2
-		case r == 0x1b:
+		case 0x9c:
+			return i + utf8.RuneLen(r)
+		case 0x1b:
 			if strings.HasPrefix(rest[i+1:], `\`) {
 				return i + 2
 			}
 			return i
-		case r == '\n' || r == '\r':
+		case '\n', '\r':
 			return 0
 		}
 	}
