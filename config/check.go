@@ -147,10 +147,10 @@ func urlProblem(u *url.URL) (problem, hint string) {
 		return "has no host", ""
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return "has a query or a fragment", "leave off everything from ? or # on"
-	case u.RawPath != "" || strings.Contains(u.Path, "//") || u.Path != "" && cleanPath(u.Path) != strings.TrimSuffix(u.Path, "/"):
-		return "has a path with empty, escaped, . or .. parts", "leave the path off, unless GitLab lives under one"
 	case strings.ContainsFunc(u.Path, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return "has blanks or letters beyond ASCII in its path", ""
+	case u.RawPath != "" || strings.Contains(u.Path, "//") || u.Path != "" && cleanPath(u.Path) != strings.TrimSuffix(u.Path, "/"):
+		return "has a path with empty, escaped, . or .. parts", "leave the path off, unless GitLab lives under one"
 	}
 	if !validPort(u.Port(), strings.HasSuffix(u.Host, ":")) {
 		return "has a bad port", "1 to 65535"

@@ -223,11 +223,12 @@ func (s *Sandboxd) check(c checker) {
 }
 
 func (l Limits) check(c checker) {
-	c.size("limits.memory", l.Memory, 64<<20, 1<<50)
+	const leastMemory = 64 << 20
+	c.size("limits.memory", l.Memory, leastMemory, 1<<50)
 	c.size("limits.tmpfs", l.Tmpfs, 1<<20, 1<<50)
-	if l.Tmpfs > l.Memory {
-		c.doc.Report("limits.tmpfs", "a tmpfs counts towards the memory limit",
-			"%s is more than limits.memory, %s", tomlfile.FormatSize(l.Tmpfs), tomlfile.FormatSize(l.Memory))
+	if l.Memory >= leastMemory && l.Tmpfs > l.Memory {
+		c.doc.Report("limits.memory", "a tmpfs counts towards the memory limit",
+			"%s is less than limits.tmpfs, %s", tomlfile.FormatSize(l.Memory), tomlfile.FormatSize(l.Tmpfs))
 	}
 	if !(l.CPUs == 0 || l.CPUs >= 0.01 && l.CPUs <= 4096) {
 		c.doc.Report("limits.cpus", "0 means all processors", "%v is not between 0.01 and 4096", l.CPUs)

@@ -15,17 +15,18 @@ type Position struct{ Line, Column int }
 // place is where a path's key and its value begin.
 type place struct{ key, value Position }
 
-// maxNesting bounds the scanner's recursion; the parser refuses nothing here.
+// maxNesting bounds how deep the scanner looks, in parts of a key and in values.
 const maxNesting = 64
 
 // locate finds every key and every value of a TOML text. The parser does not
 // tell where keys are, and for arrays of tables it forgets all but the last.
 // The scanner need not judge: text with bad syntax is refused by the parser,
-// and a place that is not found costs an error its line, no more.
-func locate(text string) map[string]place {
+// and a place that is not found costs an error its line, no more. It does say
+// where nesting is deeper than maxNesting, which takes the parser minutes.
+func locate(text string) (at map[string]place, tooDeep Position) {
 	s := scanner{text: text, at: map[string]place{}, tables: map[string]int{}}
 	s.document()
-	return s.at
+	return s.at, s.tooDeep
 }
 
 func lineColumn(text string, offset int) (line, column int) {
@@ -68,20 +69,31 @@ type scanner struct {
 	at     map[string]place
 	tables map[string]int // number of [[path]] headers so far
 
-	// line and lineStart follow pos, so that a position costs little.
-	counted   int
-	line      int
-	lineStart int
+	// counted follows pos, so that finding a position costs little; newlines
+	// and characters are those before it, of the text and of its line.
+	counted    int
+	newlines   int
+	characters int
+
+	tooDeep Position
+}
+
+// stop ends the scan where nesting is too deep.
+func (s *scanner) stop(pos Position) {
+	s.tooDeep = pos
+	s.pos = len(s.text)
 }
 
 func (s *scanner) here() Position {
 	between := s.text[s.counted:s.pos]
-	s.line += strings.Count(between, "\n")
-	if i := strings.LastIndexByte(between, '\n'); i >= 0 {
-		s.lineStart = s.counted + i + 1
-	}
 	s.counted = s.pos
-	return Position{s.line + 1, utf8.RuneCountInString(s.text[s.lineStart:s.pos]) + 1}
+	if i := strings.LastIndexByte(between, '\n'); i >= 0 {
+		s.newlines += strings.Count(between, "\n")
+		s.characters = 0
+		between = between[i+1:]
+	}
+	s.characters += utf8.RuneCountInString(between)
+	return Position{s.newlines + 1, s.characters + 1}
 }
 
 func (s *scanner) peek() byte {
@@ -151,9 +163,13 @@ func (s *scanner) document() {
 func (s *scanner) header(array bool) string {
 	path := ""
 	var pos Position
-	for {
+	for parts := 0; ; parts++ {
 		var key string
 		key, pos = s.key()
+		if parts == maxNesting {
+			s.stop(pos)
+			return path
+		}
 		path = join(path, key)
 		if s.peek() != '.' {
 			break
@@ -189,8 +205,12 @@ func (s *scanner) note(path string, pos Position) {
 }
 
 func (s *scanner) assignment(path string, depth int) {
-	for {
+	for parts := 0; ; parts++ {
 		key, pos := s.key()
+		if parts == maxNesting {
+			s.stop(pos)
+			return
+		}
 		path = join(path, key)
 		s.note(path, pos)
 		if s.peek() != '.' {
@@ -242,7 +262,7 @@ func (s *scanner) value(path string, depth int) {
 	known.value = pos
 	s.at[path] = known
 	if depth > maxNesting {
-		s.pos = len(s.text)
+		s.stop(pos)
 		return
 	}
 	switch s.peek() {

@@ -28,7 +28,7 @@ import (
 )
 
 // MaxBytes is the largest file that is read.
-const MaxBytes = 1 << 20
+const MaxBytes = 256 << 10
 
 // maxProblems bounds what is told about one file.
 const maxProblems = 20
@@ -116,7 +116,11 @@ func Parse(file string, data []byte) (*Document, error) {
 	if !utf8.Valid(data) {
 		return nil, &Error{File: file, Msg: "not UTF-8"}
 	}
-	d := &Document{file: file, at: locate(string(data))}
+	at, tooDeep := locate(string(data))
+	if tooDeep != (Position{}) {
+		return nil, &Error{File: file, Line: tooDeep.Line, Column: tooDeep.Column, Msg: fmt.Sprintf("nested deeper than %d", maxNesting)}
+	}
+	d := &Document{file: file, at: at}
 	_, err := toml.Decode(string(data), &d.tree)
 	if err == nil {
 		return d, nil
