@@ -9,6 +9,7 @@
 package gitlab
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -46,9 +47,11 @@ type Facts struct {
 	SHA        string
 }
 
-// Confirmed is what GitLab adds to the facts that it confirmed.
+// Confirmed is what GitLab adds to the facts that it confirmed, both from the
+// job's web address and empty if GitLab gave none.
 type Confirmed struct {
-	Project string // full path, from the job's web address; "" if GitLab gave none
+	Project string // full path
+	Host    string // name by which people reach this GitLab
 }
 
 // A Disagreement is a field in which GitLab and the host differ. It is a
@@ -65,6 +68,7 @@ func (d *Disagreement) Error() string {
 
 // A Client asks one GitLab. It is safe for concurrent use.
 type Client struct {
+	base *url.URL
 	url  *url.URL
 	http *http.Client
 }
@@ -76,7 +80,8 @@ func New(base *url.URL, roots *x509.CertPool) (*Client, error) {
 		return nil, errors.New("gitlab: address must be an http or https URL without credentials")
 	}
 	return &Client{
-		url: base.JoinPath("api/v4/job"),
+		base: base,
+		url:  base.JoinPath("api/v4/job"),
 		http: &http.Client{
 			Timeout: Timeout,
 			Transport: &http.Transport{
@@ -129,7 +134,7 @@ func (c *Client) Check(ctx context.Context, token string, want Facts) (Confirmed
 	if d := compare(want, have); d != nil {
 		return Confirmed{}, d
 	}
-	return Confirmed{Project: projectOf(have.WebURL, want.ID)}, nil
+	return confirmed(have.WebURL, c.base.Path, want.ID), nil
 }
 
 func (c *Client) ask(ctx context.Context, token string) (answer, error) {
@@ -186,7 +191,7 @@ func compare(want Facts, have answer) *Disagreement {
 		{"project id", number(want.ProjectID), number(have.Pipeline.ProjectID)},
 		{"pipeline id", number(want.PipelineID), number(have.Pipeline.ID)},
 		{"commit", want.SHA, have.Commit.ID},
-		{"pipeline commit", want.SHA, have.Pipeline.SHA},
+		{"pipeline commit", want.SHA, cmp.Or(have.Pipeline.SHA, have.Commit.ID)}, // older GitLabs leave it out
 		{"ref", want.Ref, have.Ref},
 		{"tag", strconv.FormatBool(want.Tag), strconv.FormatBool(have.Tag)},
 		{"user id", number(want.UserID), number(have.User.ID)},
@@ -205,16 +210,17 @@ func short(s string) string {
 	return strings.ToValidUTF8(s[:maxInDetail], "") + "…"
 }
 
-// projectOf takes the project's path out of a job's web address,
-// https://host/relative/group/project/-/jobs/1.
-func projectOf(webURL string, id int64) string {
+// confirmed reads a job's web address, https://host/root/group/project/-/jobs/1,
+// where root is the path of GitLab itself.
+func confirmed(webURL, root string, id int64) Confirmed {
 	u, err := url.Parse(webURL)
 	if err != nil {
-		return ""
+		return Confirmed{}
 	}
-	project, ok := strings.CutSuffix(u.Path, "/-/jobs/"+strconv.FormatInt(id, 10))
-	if !ok {
-		return ""
+	rest, ok := strings.CutPrefix(u.Path, strings.TrimSuffix(root, "/")+"/")
+	project, isJob := strings.CutSuffix(rest, "/-/jobs/"+strconv.FormatInt(id, 10))
+	if !ok || !isJob {
+		return Confirmed{}
 	}
-	return strings.Trim(project, "/")
+	return Confirmed{Project: project, Host: u.Hostname()}
 }

@@ -11,21 +11,20 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/big"
-	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"hallmark.build/attest/internal/durable"
+	"hallmark.build/attest/internal/private"
 )
 
 const (
 	identityFile = "identity.pem"
 	maxIdentity  = 64 << 10
 
+	organization = "Hallmark" // of every certificate but a leaf
 	rootLifetime = 10 * 365 * 24 * time.Hour
 )
 
@@ -51,16 +50,16 @@ const (
 
 // load reads the identity in dir, or makes one if there is none.
 func load(dir string, now time.Time) (*identity, error) {
-	if err := checkDir(dir); err != nil {
+	if err := private.Dir(dir); err != nil {
 		return nil, err
 	}
 	name := filepath.Join(dir, identityFile)
-	data, err := readPrivate(name)
+	data, err := private.ReadFile(name, maxIdentity)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := create(name, now); err != nil {
 			return nil, err
 		}
-		data, err = readPrivate(name)
+		data, err = private.ReadFile(name, maxIdentity)
 	}
 	if err != nil {
 		return nil, err
@@ -70,58 +69,6 @@ func load(dir string, now time.Time) (*identity, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return id, nil
-}
-
-func checkDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("%s: not a directory", dir)
-	}
-	return private(dir, info)
-}
-
-// private refuses what somebody else than this process's user can open.
-func private(name string, info fs.FileInfo) error {
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("%s: mode %04o lets group or others in; want %04o", name, mode, mode&0o700)
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("%s: belongs to another user", name)
-	}
-	return nil
-}
-
-func readPrivate(name string) ([]byte, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", name)
-	}
-	if err := private(name, info); err != nil {
-		return nil, err
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxIdentity+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxIdentity {
-		return nil, fmt.Errorf("%s: more than %d bytes", name, maxIdentity)
-	}
-	return data, nil
 }
 
 // create makes a new identity. If another process was faster, its identity
@@ -174,7 +121,7 @@ func generate(now time.Time) (*identity, error) {
 
 func root(name string, use x509.ExtKeyUsage, from, until time.Time) *x509.Certificate {
 	return &x509.Certificate{
-		Subject:               pkix.Name{Organization: []string{"Hallmark"}, CommonName: name},
+		Subject:               pkix.Name{Organization: []string{organization}, CommonName: name},
 		NotBefore:             from,
 		NotAfter:              until,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
@@ -193,7 +140,7 @@ func tsaTemplate(from, until time.Time) *x509.Certificate {
 		panic(err) // constants
 	}
 	return &x509.Certificate{
-		Subject:               pkix.Name{Organization: []string{"Hallmark"}, CommonName: "Hallmark timestamp authority"},
+		Subject:               pkix.Name{Organization: []string{organization}, CommonName: "Hallmark timestamp authority"},
 		NotBefore:             from,
 		NotAfter:              until,
 		KeyUsage:              x509.KeyUsageDigitalSignature,

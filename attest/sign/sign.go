@@ -204,7 +204,7 @@ func (s *Signer) TrustedRoot() ([]byte, error) {
 func authority(uri string, chain ...*x509.Certificate) *trustpb.CertificateAuthority {
 	last := chain[len(chain)-1]
 	out := &trustpb.CertificateAuthority{
-		Subject:   &commonpb.DistinguishedName{Organization: last.Subject.Organization[0], CommonName: last.Subject.CommonName},
+		Subject:   &commonpb.DistinguishedName{Organization: organization, CommonName: last.Subject.CommonName},
 		Uri:       uri,
 		CertChain: &commonpb.X509CertificateChain{},
 		ValidFor: &commonpb.TimeRange{

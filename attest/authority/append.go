@@ -1,0 +1,159 @@
+package authority
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"hallmark.build/attest/authority/authoritypb"
+	"hallmark.build/attest/store"
+	"hallmark.build/sandbox/record"
+)
+
+// Append adds lines to an attempt's record. All of a call's lines are taken, or
+// none.
+func (a *Authority) Append(ctx context.Context, req *authoritypb.AppendRequest) (*authoritypb.AppendResponse, error) {
+	at, unlock, err := a.lockAttempt(ctx, req.GetAttempt())
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if at.State != store.StateOpen {
+		return nil, ended(at)
+	}
+	held, err := a.load(at.ID)
+	if err != nil {
+		return nil, a.unavailable(ctx, "read record", err)
+	}
+	grown, lines, err := a.grow(ctx, &at, held, req.GetLines())
+	if err != nil {
+		return nil, err
+	}
+	if len(lines) > 0 {
+		if err := a.cfg.Store.AppendRecord(at.ID, held.size, lines); err != nil {
+			a.forget(at.ID) // the file may hold some of them now
+			return nil, a.unavailable(ctx, "store record", err)
+		}
+		a.keep(at.ID, grown)
+	}
+	head := grown.chain.Head()
+	return &authoritypb.AppendResponse{Entries: head.Entries, Head: head.Hash}, nil
+}
+
+// grow checks lines against the record that is held. It returns the record as
+// it would be, and those lines that are new.
+func (a *Authority) grow(ctx context.Context, at *store.Attempt, held *live, lines [][]byte) (*live, [][]byte, error) {
+	grown := held.copy()
+	var fresh [][]byte
+	for _, line := range lines {
+		if same, known := grown.has(line); known {
+			if !same {
+				return nil, nil, a.security(ctx, at, "a line differs from the one that was acknowledged in its place")
+			}
+			continue
+		}
+		e, err := grown.add(line)
+		if err != nil {
+			return nil, nil, a.refuseLine(ctx, at, line, err)
+		}
+		if grown.size > MaxRecord {
+			return nil, nil, status.Errorf(codes.ResourceExhausted, "record of more than %d bytes", MaxRecord)
+		}
+		if err := a.checkEntry(ctx, at, e); err != nil {
+			return nil, nil, err
+		}
+		fresh = append(fresh, line)
+	}
+	return grown, fresh, nil
+}
+
+// refuseLine tells a line that is no line, which proves nothing, from one that
+// does not follow what was acknowledged.
+func (a *Authority) refuseLine(ctx context.Context, at *store.Attempt, line []byte, err error) error {
+	if _, ok := seqOf(line); !ok {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	return a.security(ctx, at, "%v", err)
+}
+
+func (a *Authority) checkEntry(ctx context.Context, at *store.Attempt, e record.Entry) error {
+	now := a.now()
+	switch {
+	case e.Time.After(now.Add(MaxSkew)):
+		return a.security(ctx, at, "entry %d is from %s, more than %s ahead of the authority's clock", e.Seq, e.Time, MaxSkew)
+	case e.Time.Before(now.Add(-MaxSkew)):
+		// A network that was down looks the same: the attempt cannot go on, but
+		// nothing contradicts anything.
+		return status.Errorf(codes.FailedPrecondition, "entry %d is from %s, more than %s ago", e.Seq, e.Time, MaxSkew)
+	}
+	if e.Kind != record.JobOpened {
+		return nil
+	}
+	var o record.Opened
+	if err := e.Decode(&o); err != nil {
+		return a.security(ctx, at, "%v", err)
+	}
+	if field := a.differs(at, &o); field != "" {
+		return a.security(ctx, at, "the record opens with another %s than the attempt", field)
+	}
+	return nil
+}
+
+// differs names the first field in which the record's first entry is not about
+// this attempt and the job that GitLab confirmed.
+func (a *Authority) differs(at *store.Attempt, o *record.Opened) string {
+	j := &at.Job
+	refType := "branch"
+	if j.Tag {
+		refType = "tag"
+	}
+	for _, f := range []struct{ name, want, have string }{
+		{"session", at.Session, o.Session},
+		{"attempt", at.ID, o.Attempt},
+		{"nonce", at.Nonce, o.Nonce},
+		{"invocation id", at.InvocationID, o.InvocationID},
+		{"profile", at.Profile, o.Profile},
+		{"job id", fmt.Sprint(j.ID), fmt.Sprint(o.Job.ID)},
+		{"job name", j.Name, o.Job.Name},
+		{"job stage", j.Stage, o.Job.Stage},
+		{"project id", fmt.Sprint(j.ProjectID), fmt.Sprint(o.Job.ProjectID)},
+		{"pipeline id", fmt.Sprint(j.PipelineID), fmt.Sprint(o.Job.PipelineID)},
+		{"user id", fmt.Sprint(j.UserID), fmt.Sprint(o.Job.UserID)},
+		{"ref", j.Ref, o.Job.Ref},
+		{"ref type", refType, o.Job.RefType},
+		{"commit", j.SHA, o.Job.SHA},
+	} {
+		if f.want != f.have {
+			return f.name
+		}
+	}
+	if j.Project != "" && o.Job.Project != j.Project {
+		return "project"
+	}
+	if !a.sourceOf(at, o.Job.SourceURI, o.Job.Project) {
+		return "source"
+	}
+	return ""
+}
+
+// sourceOf reports whether uri is where GitLab serves the project's repository:
+// nothing that GitLab answers holds that address whole, but its host is
+// GitLab's and its path ends in the project's.
+func (a *Authority) sourceOf(at *store.Attempt, uri, project string) bool {
+	u, err := url.Parse(uri)
+	if err != nil || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return false
+	}
+	if u.Scheme != "https" && u.Scheme != "http" {
+		return false
+	}
+	host := u.Hostname()
+	if host == "" || !strings.EqualFold(host, a.cfg.GitLabHost) && !strings.EqualFold(host, at.Job.Host) {
+		return false
+	}
+	return project != "" && strings.HasSuffix(strings.TrimSuffix(u.Path, ".git"), "/"+project)
+}

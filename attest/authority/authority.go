@@ -1,0 +1,266 @@
+// Package authority is the signing service: hosts open, append to and close attempts, and each attempt is attested at most once.
+//
+// # Why a host cannot have just anything signed
+//
+// A host never hands over a statement or a digest. It opens an attempt, which
+// the authority checks with GitLab under the job's own token; it appends the
+// lines of the evidence record while the job runs; it closes the attempt. The
+// statement is built here, from the lines that were acknowledged, and refused
+// if they do not fit: see package attest.
+//
+// # What is refused for security
+//
+//   - facts that GitLab does not confirm;
+//   - opening a job again once any stage but prepare_script has started in an
+//     earlier attempt: from get_sources on, scripts run with the tenant's
+//     variables and hooks, so another outcome of the same job could be picked;
+//   - a first entry that does not carry this attempt's session, nonce and
+//     invocation id, or other facts than those that GitLab confirmed;
+//   - a gap, a fork, a line that differs from the one acknowledged in its place,
+//     a line from the future;
+//   - a head that is not the record's, when closing;
+//   - a record that package attest refuses.
+//
+// Each of them ends the attempt for good, and is logged as an audit event. An
+// attempt so ended bars the job from being opened again.
+//
+// # One attestation per attempt
+//
+// The decision about an attempt, bundles included, is durable before anybody
+// hears of it; asked again, the authority answers from the store. Calls for one
+// job run one after another, whatever attempt they are about.
+//
+// # Trust
+//
+// The socket tells which user a host's daemon runs as; that user could lie about
+// a job from its start. What it cannot do is change its mind: acknowledged
+// lines stay.
+package authority
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"hallmark.build/attest"
+	"hallmark.build/attest/authority/authoritypb"
+	"hallmark.build/attest/gitlab"
+	"hallmark.build/attest/store"
+)
+
+// Limits.
+const (
+	MaxRecord    = 128 << 20           // bytes of one record
+	MaxSkew      = 5 * time.Minute     // between the host's clock and ours
+	MaxAttempts  = 16                  // of one job
+	MaxAge       = 32 * 24 * time.Hour // of an open attempt; GitLab's jobs end before
+	idleAfter    = time.Hour           // after which a record leaves memory
+	secretLength = 32                  // bytes
+)
+
+// A Signer makes the bundle of a statement.
+type Signer interface {
+	Sign(ctx context.Context, st attest.Statement) ([]byte, error)
+	TrustedRoot() ([]byte, error)
+}
+
+// A GitLab confirms facts, or answers with a *gitlab.Disagreement.
+type GitLab interface {
+	Check(ctx context.Context, token string, want gitlab.Facts) (gitlab.Confirmed, error)
+}
+
+// Config is all that an Authority needs.
+type Config struct {
+	Store      *store.Store
+	Signer     Signer
+	GitLab     GitLab
+	GitLabURL  string // goes into statements
+	GitLabHost string // host name of sources, beside the one in jobs' web addresses
+	BuilderURI string // builder ids are this, a slash, and the profile
+	PublicURL  string // for links; may be empty
+	Version    string // of the authority
+	Secret     []byte // commitment keys are derived from it
+	Now        func() time.Time
+	Log        *slog.Logger
+}
+
+// An Authority is the service. It is safe for concurrent use.
+type Authority struct {
+	authoritypb.UnimplementedAuthorityServer
+	cfg Config
+
+	mu   sync.Mutex
+	jobs map[int64]*jobLock
+	live map[string]*live // by attempt; each guarded by its job's lock
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Authority, error) {
+	switch {
+	case cfg.Store == nil || cfg.Signer == nil || cfg.GitLab == nil || cfg.Log == nil:
+		return nil, errors.New("authority: store, signer, gitlab and log are required")
+	case cfg.BuilderURI == "" || strings.HasSuffix(cfg.BuilderURI, "/"):
+		return nil, errors.New("authority: builder uri must not be empty or end in a slash")
+	case len(cfg.Secret) != secretLength:
+		return nil, fmt.Errorf("authority: secret must have %d bytes", secretLength)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	cfg.PublicURL = strings.TrimSuffix(cfg.PublicURL, "/")
+	return &Authority{cfg: cfg, jobs: map[int64]*jobLock{}, live: map[string]*live{}}, nil
+}
+
+func (a *Authority) now() time.Time { return a.cfg.Now().UTC() }
+
+// commitmentKey is the key under which a host commits to hidden values of one
+// attempt. It can be made again as long as the secret is there.
+func (a *Authority) commitmentKey(attempt string) []byte {
+	mac := hmac.New(sha256.New, a.cfg.Secret)
+	mac.Write([]byte("hallmark commitment key v1\x00" + attempt))
+	return mac.Sum(nil)
+}
+
+func randomHex(bytes int) string {
+	b := make([]byte, bytes)
+	rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
+// A jobLock makes calls about one job take turns.
+type jobLock struct {
+	mu    sync.Mutex
+	users int // guarded by Authority.mu
+}
+
+func (a *Authority) lockJob(id int64) (unlock func()) {
+	a.mu.Lock()
+	l := a.jobs[id]
+	if l == nil {
+		l = &jobLock{}
+		a.jobs[id] = l
+	}
+	l.users++
+	a.mu.Unlock()
+	l.mu.Lock()
+	return func() {
+		l.mu.Unlock()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(a.jobs, id)
+		}
+	}
+}
+
+// lockAttempt finds an attempt and takes its job's lock. The attempt's state is
+// read under the lock.
+func (a *Authority) lockAttempt(ctx context.Context, id string) (store.Attempt, func(), error) {
+	if !isHex(id, 32) {
+		return store.Attempt{}, nil, status.Error(codes.InvalidArgument, "attempt: want 32 hex digits")
+	}
+	first, err := a.attempt(ctx, id)
+	if err != nil {
+		return store.Attempt{}, nil, err
+	}
+	unlock := a.lockJob(first.Job.ID)
+	at, err := a.attempt(ctx, id)
+	if err != nil {
+		unlock()
+		return store.Attempt{}, nil, err
+	}
+	return at, unlock, nil
+}
+
+func (a *Authority) attempt(ctx context.Context, id string) (store.Attempt, error) {
+	at, err := a.cfg.Store.Attempt(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return store.Attempt{}, status.Errorf(codes.NotFound, "attempt %s: not found", id)
+	}
+	if err != nil {
+		return store.Attempt{}, a.unavailable(ctx, "read attempt", err)
+	}
+	return at, nil
+}
+
+// unavailable logs what went wrong here and tells the host only that it did.
+func (a *Authority) unavailable(ctx context.Context, what string, err error) error {
+	a.cfg.Log.ErrorContext(ctx, "call failed", "what", what, "error", err)
+	return status.Errorf(codes.Unavailable, "authority: %s: try again later", what)
+}
+
+// security refuses a call and ends its attempt, if there is one, for good.
+func (a *Authority) security(ctx context.Context, at *store.Attempt, format string, args ...any) error {
+	why := fmt.Sprintf(format, args...)
+	fields := []any{"audit", true, "why", why}
+	if at != nil {
+		fields = append(fields, "attempt", at.ID, "job_id", at.Job.ID, "project_id", at.Job.ProjectID)
+		if at.State == store.StateOpen {
+			d := store.Decision{State: store.StateRefused, Reason: "security: " + why, Ended: a.now()}
+			if err := a.decide(ctx, at.ID, d); err != nil {
+				a.cfg.Log.ErrorContext(ctx, "refusal not stored", append(fields, "error", err)...)
+			}
+		}
+		a.forget(at.ID)
+	}
+	a.cfg.Log.WarnContext(ctx, "refused for security", fields...)
+	return status.Error(codes.PermissionDenied, why)
+}
+
+// decide stores a decision even if the caller has gone: half of one is worse
+// than one that nobody waits for.
+func (a *Authority) decide(ctx context.Context, id string, d store.Decision) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	return a.cfg.Store.Decide(ctx, id, d)
+}
+
+// ended says why nothing more can be done with an attempt.
+func ended(at store.Attempt) error {
+	switch at.State {
+	case store.StateRefused:
+		return status.Errorf(codes.PermissionDenied, "attempt %s was refused: %s", at.ID, at.Reason)
+	case store.StateSuperseded:
+		return status.Errorf(codes.FailedPrecondition, "attempt %s was superseded by a later one", at.ID)
+	}
+	return status.Errorf(codes.FailedPrecondition, "attempt %s is %s", at.ID, at.State)
+}
+
+// Tidy ends attempts that were never closed and lets idle records go from
+// memory. It is called now and then.
+func (a *Authority) Tidy(ctx context.Context) error {
+	old, err := a.cfg.Store.OpenBefore(ctx, a.now().Add(-MaxAge))
+	if err != nil {
+		return err
+	}
+	for _, at := range old {
+		unlock := a.lockJob(at.Job.ID)
+		err := a.decide(ctx, at.ID, store.Decision{State: store.StateRefused, Reason: "never closed", Ended: a.now()})
+		a.forget(at.ID)
+		unlock()
+		if err != nil && !errors.Is(err, store.ErrDecided) {
+			return err
+		}
+		a.cfg.Log.InfoContext(ctx, "attempt given up", "attempt", at.ID, "job_id", at.Job.ID)
+	}
+	a.forgetIdle()
+	return nil
+}
+
+func isHex(s string, n int) bool {
+	if len(s) != n {
+		return false
+	}
+	return strings.Trim(s, "0123456789abcdef") == ""
+}

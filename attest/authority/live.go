@@ -1,0 +1,133 @@
+package authority
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"hallmark.build/sandbox/record"
+)
+
+// live is a record in memory: enough to check the next line, and to tell
+// whether a line was acknowledged before.
+type live struct {
+	chain  record.Chain
+	hashes [][sha256.Size]byte
+	size   int64 // bytes of the record, newlines included
+	ran    bool  // a stage that can run the tenant's code has started
+	used   time.Time
+}
+
+// add checks the next line.
+func (l *live) add(line []byte) (record.Entry, error) {
+	e, err := l.chain.Add(line)
+	if err != nil {
+		return record.Entry{}, err
+	}
+	l.hashes = append(l.hashes, sha256.Sum256(line))
+	l.size += int64(len(line)) + 1
+	l.ran = l.ran || runsTenantCode(e)
+	return e, nil
+}
+
+// has reports whether the line was acknowledged before, unchanged. known is
+// false where its number is not one of those acknowledged.
+func (l *live) has(line []byte) (same, known bool) {
+	seq, ok := seqOf(line)
+	if !ok || seq < 0 || seq >= int64(len(l.hashes)) {
+		return false, false
+	}
+	return l.hashes[seq] == sha256.Sum256(line), true
+}
+
+// seqOf reads a line's number and nothing else.
+func seqOf(line []byte) (int64, bool) {
+	var w struct {
+		Seq *int64 `json:"seq"`
+	}
+	if len(line) > record.MaxLine || json.Unmarshal(line, &w) != nil || w.Seq == nil {
+		return 0, false
+	}
+	return *w.Seq, true
+}
+
+// runsTenantCode reports whether an entry starts a stage in which something of
+// the tenant's can run. That is every stage but prepare_script: GitLab's own
+// scripts export the tenant's variables and run its hooks.
+func runsTenantCode(e record.Entry) bool {
+	if e.Kind != record.StageStarted {
+		return false
+	}
+	var s record.Started
+	if e.Decode(&s) != nil {
+		return true
+	}
+	return s.Stage != "prepare_script"
+}
+
+// copy returns a live record that can be added to without changing l.
+func (l *live) copy() *live {
+	c := *l
+	// Appending to the copy may write behind len(l.hashes), where l sees nothing.
+	return &c
+}
+
+// load returns the attempt's record, from memory or from the store. The caller
+// holds the job's lock.
+func (a *Authority) load(attempt string) (*live, error) {
+	a.mu.Lock()
+	l := a.live[attempt]
+	a.mu.Unlock()
+	if l == nil {
+		data, err := a.cfg.Store.Record(attempt)
+		if err != nil {
+			return nil, err
+		}
+		l = &live{}
+		for line := range bytes.Lines(data) {
+			if _, err := l.add(bytes.TrimSuffix(line, []byte{'\n'})); err != nil {
+				return nil, fmt.Errorf("authority: stored record %s: %w", attempt, err)
+			}
+		}
+		a.keep(attempt, l)
+	}
+	l.used = a.now()
+	return l, nil
+}
+
+func (a *Authority) keep(attempt string, l *live) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.live[attempt] = l
+}
+
+func (a *Authority) forget(attempt string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.live, attempt)
+}
+
+// forgetIdle lets records go that nobody asked for lately. A call that holds
+// one keeps its own reference.
+func (a *Authority) forgetIdle() {
+	before := a.now().Add(-idleAfter)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id, l := range a.live {
+		if l.used.Before(before) {
+			delete(a.live, id)
+		}
+	}
+}
+
+// entries reads a whole record for a statement.
+func (a *Authority) entries(attempt string) ([]record.Entry, error) {
+	data, err := a.cfg.Store.Record(attempt)
+	if err != nil {
+		return nil, err
+	}
+	entries, _, err := record.Read(bytes.NewReader(data))
+	return entries, err
+}

@@ -1,0 +1,137 @@
+package authority
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"hallmark.build/attest"
+	"hallmark.build/attest/authority/authoritypb"
+	"hallmark.build/attest/gitlab"
+	"hallmark.build/attest/store"
+)
+
+// Bounds of what a host may say about a job.
+const (
+	maxName   = 1024 // bytes of a name or ref; GitLab's own bounds are lower
+	maxNumber = 1<<53 - 1
+)
+
+// Open starts an attempt.
+func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*authoritypb.OpenResponse, error) {
+	facts, err := checkOpen(req)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	confirmed, err := a.cfg.GitLab.Check(ctx, req.GetJobToken(), facts)
+	var differ *gitlab.Disagreement
+	if errors.As(err, &differ) {
+		return nil, a.security(ctx, nil, "job %d: %v", facts.ID, differ)
+	}
+	if err != nil {
+		a.cfg.Log.ErrorContext(ctx, "gitlab not asked", "job_id", facts.ID, "error", err)
+		return nil, status.Errorf(codes.Unavailable, "job %d: %v", facts.ID, err)
+	}
+	defer a.lockJob(facts.ID)()
+	replaced, err := a.mayOpen(ctx, facts.ID)
+	if err != nil {
+		return nil, err
+	}
+	at := a.newAttempt(req, facts, confirmed)
+	if err := a.cfg.Store.Begin(ctx, at, replaced...); err != nil {
+		return nil, a.unavailable(ctx, "store attempt", err)
+	}
+	for _, id := range replaced {
+		a.forget(id)
+	}
+	a.cfg.Log.InfoContext(ctx, "attempt opened", "audit", true, "attempt", at.ID, "job_id", at.Job.ID,
+		"project_id", at.Job.ProjectID, "commit", at.Job.SHA, "profile", at.Profile, "superseded", len(replaced))
+	return &authoritypb.OpenResponse{
+		Attempt: at.ID, Nonce: at.Nonce, CommitmentKey: a.commitmentKey(at.ID),
+		BuilderId: at.BuilderID, InvocationId: at.InvocationID, GitlabUrl: a.cfg.GitLabURL,
+	}, nil
+}
+
+// checkOpen refuses what no job has.
+func checkOpen(req *authoritypb.OpenRequest) (gitlab.Facts, error) {
+	j := req.GetJob()
+	switch {
+	case !isHex(req.GetSession(), 32):
+		return gitlab.Facts{}, errors.New("session: want 32 hex digits")
+	case !attest.KnownProfile(req.GetProfile()):
+		return gitlab.Facts{}, fmt.Errorf("profile %q: unknown", req.GetProfile())
+	case req.GetJobToken() == "":
+		return gitlab.Facts{}, errors.New("job token: missing")
+	case !isHex(j.GetSha(), 40) && !isHex(j.GetSha(), 64):
+		return gitlab.Facts{}, errors.New("job: commit: want 40 or 64 hex digits")
+	}
+	for name, n := range map[string]int64{
+		"id": j.GetId(), "project id": j.GetProjectId(), "pipeline id": j.GetPipelineId(), "user id": j.GetUserId(),
+	} {
+		if n <= 0 || n > maxNumber {
+			return gitlab.Facts{}, fmt.Errorf("job: %s: %d is no identifier", name, n)
+		}
+	}
+	for name, text := range map[string]string{"name": j.GetName(), "stage": j.GetStage(), "ref": j.GetRef()} {
+		if text == "" || len(text) > maxName || !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
+			return gitlab.Facts{}, fmt.Errorf("job: %s: empty, too long or not text", name)
+		}
+	}
+	return gitlab.Facts{
+		ID: j.GetId(), Name: j.GetName(), Stage: j.GetStage(), ProjectID: j.GetProjectId(), PipelineID: j.GetPipelineId(),
+		UserID: j.GetUserId(), Ref: j.GetRef(), Tag: j.GetTag(), SHA: j.GetSha(),
+	}, nil
+}
+
+// mayOpen decides whether a job may have another attempt, and which open ones
+// it replaces. The caller holds the job's lock.
+func (a *Authority) mayOpen(ctx context.Context, job int64) (replaced []string, err error) {
+	before, err := a.cfg.Store.AttemptsOfJob(ctx, job)
+	if err != nil {
+		return nil, a.unavailable(ctx, "read attempts", err)
+	}
+	if len(before) >= MaxAttempts {
+		return nil, status.Errorf(codes.ResourceExhausted, "job %d: more than %d attempts", job, MaxAttempts)
+	}
+	for i := range before {
+		at := &before[i]
+		if at.State == store.StateRefused {
+			return nil, a.security(ctx, at, "job %d: attempt %s was refused (%s), so there is no other", job, at.ID, at.Reason)
+		}
+		l, err := a.load(at.ID)
+		if err != nil {
+			return nil, a.unavailable(ctx, "read record", err)
+		}
+		if l.ran {
+			// The attempt itself did nothing wrong: it may still be closed.
+			asked := *at
+			asked.State = store.StateClosed
+			return nil, a.security(ctx, &asked, "job %d: attempt %s may have run tenant code, so there is no other", job, at.ID)
+		}
+		if at.State == store.StateOpen {
+			replaced = append(replaced, at.ID)
+		} else {
+			a.forget(at.ID)
+		}
+	}
+	return replaced, nil
+}
+
+func (a *Authority) newAttempt(req *authoritypb.OpenRequest, f gitlab.Facts, c gitlab.Confirmed) store.Attempt {
+	id := randomHex(16)
+	return store.Attempt{
+		ID: id, Session: req.GetSession(), Profile: req.GetProfile(), Nonce: randomHex(32),
+		InvocationID: a.cfg.BuilderURI + "/attempts/" + id,
+		BuilderID:    a.cfg.BuilderURI + "/" + req.GetProfile(),
+		Job: store.Job{
+			ID: f.ID, Name: f.Name, Stage: f.Stage, ProjectID: f.ProjectID, Project: c.Project, Host: c.Host,
+			PipelineID: f.PipelineID, UserID: f.UserID, Ref: f.Ref, Tag: f.Tag, SHA: f.SHA,
+		},
+		Opened: a.now(), State: store.StateOpen,
+	}
+}
