@@ -1,0 +1,80 @@
+package images
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// Names of the images that the tests and the demo use. Go stands on Helper, so
+// that the Debian below both is made, pulled and unpacked once.
+const (
+	Helper  = "helper"  // runs the scripts that GitLab Runner makes
+	Go      = "golang"  // the same with Go: compiles programs
+	Shell   = "shell"   // busybox: the smallest image that can run a job
+	NoShell = "noshell" // a program and nothing else
+	User    = "user"    // busybox with a user, an entrypoint and a command of its own
+)
+
+// busybox is the host's static busybox, installed by the package of that name.
+const busybox = "/bin/busybox"
+
+// applets that the scripts of jobs call.
+var applets = []string{
+	"sh", "ash", "cat", "cp", "chmod", "cut", "date", "dd", "df", "echo", "env", "false", "find", "grep", "head", "hostname",
+	"id", "ip", "kill", "ln", "ls", "mkdir", "mknod", "mount", "mv", "nc", "nslookup", "nohup", "ping", "printf", "ps", "pwd",
+	"rm", "rmdir", "sed", "seq", "setsid", "sha256sum", "sleep", "sort", "stat", "sync", "tail", "tee", "test", "touch", "tr",
+	"true", "umount", "uname", "unshare", "wc", "wget", "whoami", "xargs", "traceroute", "tar", "time", "timeout", "usleep", "vi", "od",
+}
+
+// Recipes of all images. Probe is a static program that Shell gets at
+// /usr/bin/probe, or empty.
+func Recipes(probe string) []Recipe {
+	shell := []File{{Path: "/bin/busybox", Host: busybox, Mode: 0o755}}
+	for _, a := range applets {
+		shell = append(shell, File{Path: "/bin/" + a, Link: "busybox"})
+	}
+	accounts := []File{
+		{Path: "/etc/passwd", Data: []byte("root:x:0:0:root:/root:/bin/sh\nbuilder:x:1000:1000::/home/builder:/bin/sh\n"), Mode: 0o644},
+		{Path: "/etc/group", Data: []byte("root:x:0:\nbuilder:x:1000:\n"), Mode: 0o644},
+		{Path: "/etc/ssl/certs/ca-certificates.crt", Data: []byte{}, Mode: 0o644},
+		{Path: "/root/.keep", Data: []byte{}, Mode: 0o644},
+		{Path: "/home/builder/.keep", Data: []byte{}, Mode: 0o644},
+	}
+	shell = append(shell, accounts...)
+	if probe != "" {
+		shell = append(shell, File{Path: "/usr/bin/probe", Host: probe, Mode: 0o755})
+	}
+	entrypoint := File{Path: "/entrypoint.sh", Mode: 0o755, Data: []byte("#!/bin/sh\necho entrypoint was here\nexec \"$@\"\n")}
+	helper := Recipe{Name: Helper, Packages: []string{"bash", "ca-certificates", "git", "git-lfs"}}
+	return []Recipe{
+		helper,
+		{Name: Go, Base: &helper, Go: true, Env: []string{"GOTOOLCHAIN=local", "GOFLAGS=-buildvcs=false"}},
+		{Name: Shell, Files: shell},
+		{Name: NoShell, Files: []File{{Path: "/app", Host: busybox, Mode: 0o755}}, Entrypoint: []string{"/app"}},
+		{Name: User, Files: append(append([]File{}, shell...), entrypoint), User: "builder", Entrypoint: []string{"/entrypoint.sh"}, Command: []string{"sh"}},
+	}
+}
+
+// MakeAll makes all images, or only the named ones, and says on log what it took.
+func MakeAll(ctx context.Context, cache, probe string, log io.Writer, only ...string) (map[string]v1.Image, error) {
+	wanted := map[string]bool{}
+	for _, name := range only {
+		wanted[name] = true
+	}
+	out := map[string]v1.Image{}
+	for _, r := range Recipes(probe) {
+		if len(only) > 0 && !wanted[r.Name] {
+			continue
+		}
+		img, info, err := Make(ctx, cache, r, log)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintln(log, "image", info)
+		out[r.Name] = img
+	}
+	return out, nil
+}
