@@ -153,8 +153,17 @@ func (d *Document) Has(path string) bool {
 	return ok
 }
 
-// Line is the line on which the path's value stands, 0 if the file does not set it.
-func (d *Document) Line(path string) int { return d.at[path].value.Line }
+// Lines says, for each path of the file, the line on which its value stands.
+func (d *Document) Lines() map[string]int {
+	lines := make(map[string]int, len(d.at))
+	for path, where := range d.at {
+		lines[path] = where.value.Line
+	}
+	return lines
+}
+
+// Empty reports whether the file sets nothing.
+func (d *Document) Empty() bool { return len(d.tree) == 0 }
 
 // Err returns all problems so far as [Errors], nil if there are none.
 func (d *Document) Err() error {
@@ -179,15 +188,17 @@ func (d *Document) Err() error {
 // it is. Fields carry the tag `toml:"key"`; a field without one is not
 // settable. Types: string, bool, int, int64, uint32, uint64, float64,
 // [time.Duration] (as "10s"), int64 with the tag option ",size" (as "4GiB"),
-// [*url.URL], structs, and slices of these. Problems are kept for [Document.Err].
+// [*url.URL], structs, and slices of these; []string with the tag option
+// ",oneormore" may be written as a string alone. Problems are kept for
+// [Document.Err].
 func (d *Document) Decode(v any) {
 	d.table("", d.tree, reflect.ValueOf(v).Elem())
 }
 
 type field struct {
-	name  string
-	size  bool
-	index int
+	name   string
+	option string
+	index  int
 }
 
 func fields(t reflect.Type) []field {
@@ -198,7 +209,7 @@ func fields(t reflect.Type) []field {
 			continue
 		}
 		name, option, _ := strings.Cut(tag, ",")
-		list = append(list, field{name: name, size: option == "size", index: i})
+		list = append(list, field{name: name, option: option, index: i})
 	}
 	return list
 }
@@ -212,7 +223,7 @@ func (d *Document) table(path string, tree map[string]any, out reflect.Value) {
 			d.report(d.at[full].key, "", d.guess(path, key, known), "unknown key %q", full)
 			continue
 		}
-		d.value(full, tree[key], out.Field(known[i].index), known[i].size)
+		d.value(full, tree[key], out.Field(known[i].index), known[i].option)
 	}
 }
 
@@ -225,7 +236,7 @@ func sortedKeys(tree map[string]any) []string {
 	return keys
 }
 
-func (d *Document) value(path string, value any, out reflect.Value, size bool) {
+func (d *Document) value(path string, value any, out reflect.Value, option string) {
 	switch out.Interface().(type) {
 	case time.Duration:
 		d.duration(path, value, out)
@@ -234,8 +245,13 @@ func (d *Document) value(path string, value any, out reflect.Value, size bool) {
 		d.url(path, value, out)
 		return
 	}
-	if size {
+	one, single := value.(string)
+	switch {
+	case option == "size":
 		d.size(path, value, out)
+		return
+	case option == "oneormore" && single:
+		out.Set(reflect.ValueOf([]string{one}))
 		return
 	}
 	switch out.Kind() {
@@ -247,7 +263,7 @@ func (d *Document) value(path string, value any, out reflect.Value, size bool) {
 		}
 		d.table(path, tree, out)
 	case reflect.Slice:
-		d.slice(path, value, out, size)
+		d.slice(path, value, out)
 	case reflect.String:
 		s, ok := value.(string)
 		if !ok {
@@ -269,7 +285,7 @@ func (d *Document) value(path string, value any, out reflect.Value, size bool) {
 	}
 }
 
-func (d *Document) slice(path string, value any, out reflect.Value, size bool) {
+func (d *Document) slice(path string, value any, out reflect.Value) {
 	list := reflect.ValueOf(value)
 	if list.Kind() != reflect.Slice {
 		if out.Type().Elem().Kind() == reflect.Struct {
@@ -281,7 +297,7 @@ func (d *Document) slice(path string, value any, out reflect.Value, size bool) {
 	}
 	made := reflect.MakeSlice(out.Type(), list.Len(), list.Len())
 	for i := range list.Len() {
-		d.value(fmt.Sprintf("%s[%d]", path, i), list.Index(i).Interface(), made.Index(i), size)
+		d.value(fmt.Sprintf("%s[%d]", path, i), list.Index(i).Interface(), made.Index(i), "")
 	}
 	out.Set(made)
 }

@@ -23,6 +23,7 @@ type sample struct {
 	Ratio   float64       `toml:"ratio"`
 	URL     *url.URL      `toml:"url"`
 	List    []string      `toml:"list"`
+	Any     []string      `toml:"any,oneormore"`
 	Pool    pool          `toml:"pool"`
 	Rules   []rule        `toml:"rule"`
 	Private string
@@ -61,6 +62,7 @@ list = [
   "a", # one
   'b',
 ]
+any = "one"
 pool = { size = "4GiB", count = -1 }
 [[rule]]
 host = "h1"
@@ -73,7 +75,7 @@ ports = [1, 2]
 	}
 	want := sample{
 		Name: "n", On: true, Wait: 90 * time.Second, Small: math.MaxUint32, Ratio: 2,
-		URL: &url.URL{Scheme: "https", Host: "example.com", Path: "/a"}, List: []string{"a", "b"},
+		URL: &url.URL{Scheme: "https", Host: "example.com", Path: "/a"}, List: []string{"a", "b"}, Any: []string{"one"},
 		Pool: pool{Size: 4 << 30, Count: -1}, Rules: []rule{{Host: "h1"}, {Host: "h2", Ports: []int{1, 2}}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -90,11 +92,11 @@ func TestProblems(t *testing.T) {
 		{"unknown in first of several", "[[rule]]\nhots='a'\n[[rule]]\nhost='b'", `f.toml:2:1: unknown key "rule[0].hots"`, `did you mean "rule[0].host"?`},
 		{"unknown in last of several", "[[rule]]\nhost='a'\n[[rule]]\nhots='b'", `f.toml:4:1: unknown key "rule[1].hots"`, `did you mean "rule[1].host"?`},
 		{"unknown table", "[pol]\ncount = 1", `f.toml:1:2: unknown key "pol"`, `did you mean "pool"?`},
-		{"nothing near", "zzzzzzzzzz = 1", `f.toml:1:1: unknown key "zzzzzzzzzz"`, "known here: list, name, on, pool, ratio, rule, small, url, wait"},
+		{"nothing near", "zzzzzzzzzz = 1", `f.toml:1:1: unknown key "zzzzzzzzzz"`, "known here: any, list, name, on, pool, ratio, rule, small, url, wait"},
 		{"other case", "Name = 'x'", `f.toml:1:1: unknown key "Name"`, `did you mean "name"?`},
-		{"go name of a field without tag", "Private = 'x'", `f.toml:1:1: unknown key "Private"`, "known here: list, name, on, pool, ratio, rule, small, url, wait"},
+		{"go name of a field without tag", "Private = 'x'", `f.toml:1:1: unknown key "Private"`, "known here: any, list, name, on, pool, ratio, rule, small, url, wait"},
 		{"quoted", `"na me" = 1`, `f.toml:1:1: unknown key "\"na me\""`, `did you mean "name"?`},
-		{"control characters", `"a\u001b[31m" = 1`, `f.toml:1:1: unknown key "\"a\\x1b[31m\""`, `known here: list, name, on, pool, ratio, rule, small, url, wait`},
+		{"control characters", `"a\u001b[31m" = 1`, `f.toml:1:1: unknown key "\"a\\x1b[31m\""`, `known here: any, list, name, on, pool, ratio, rule, small, url, wait`},
 		{"string", "\n name =  5", "f.toml:2:10: name: want a string, not a whole number", "put it in quotes"},
 		{"bool", "on = 'true'", "f.toml:1:6: on: want true or false, not a string", ""},
 		{"duration number", "wait = 10", "f.toml:1:8: wait: want a duration, not a whole number", `write it with its unit, as "10s" or "5m"`},
@@ -107,6 +109,7 @@ func TestProblems(t *testing.T) {
 		{"string for float", "ratio = '1'", "f.toml:1:9: ratio: want a number, not a string", ""},
 		{"url", "url = 'http://a b/'", `f.toml:1:7: url: "http://a b/" is not a URL`, ""},
 		{"scalar for list", "list = 'a'", "f.toml:1:8: list: want a list, not a string", "put it in [ ]"},
+		{"neither one nor more", "any = 1", "f.toml:1:7: any: want a list, not a whole number", "put it in [ ]"},
 		{"element", "list = ['a', 1]", "f.toml:1:14: list[1]: want a string, not a whole number", "put it in quotes"},
 		{"element after umlauts", "list = ['äöü', 1]", "f.toml:1:16: list[1]: want a string, not a whole number", "put it in quotes"},
 		{"table for tables", "[rule]\nhost = 'a'", "f.toml:1:2: rule: want a list of tables, not a table", "write it as [[rule]]"},
