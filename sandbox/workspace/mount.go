@@ -23,7 +23,7 @@ func isolate(dir string) error {
 	return nil
 }
 
-// overlayOptions name what a host's module parameters could change. volatile:
+// overlayOptions settle what a host's module parameters could change. volatile:
 // a workspace does not outlive a crash, so nothing of it need reach the disk.
 // The overlay's own attributes are trusted.*, which no user namespace but the
 // host's can write.
@@ -48,12 +48,19 @@ func mountOverlay(target, lower, upper, work string) (*os.File, error) {
 	if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
 		return nil, fmt.Errorf("overlay: volatile: %w", err)
 	}
-	return attach(fs, -1, target, "overlay", unix.MS_SHARED)
+	root, err := create(fs, "overlay")
+	if err != nil {
+		return nil, err
+	}
+	if err := move(root, unix.AT_FDCWD, target, unix.MS_SHARED); err != nil {
+		root.Close()
+		return nil, err
+	}
+	return root, nil
 }
 
-// attach creates the configured file system and mounts it nosuid, nodev at
-// target, a path relative to dir or absolute.
-func attach(fs, dir int, target, kind string, propagation uint64) (*os.File, error) {
+// create makes the configured file system, mounted nowhere yet: nosuid, nodev.
+func create(fs int, kind string) (*os.File, error) {
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return nil, fmt.Errorf("%s: %w%s", kind, err, explain(fs))
 	}
@@ -61,21 +68,24 @@ func attach(fs, dir int, target, kind string, propagation uint64) (*os.File, err
 	if err != nil {
 		return nil, fmt.Errorf("%s: fsmount: %w", kind, err)
 	}
-	root := os.NewFile(uintptr(mount), target)
+	return os.NewFile(uintptr(mount), kind), nil
+}
+
+// move puts a new mount in its place: target relative to dir, or dir itself
+// where target is empty.
+func move(mount *os.File, dir int, target string, propagation uint64) error {
 	flags := unix.MOVE_MOUNT_F_EMPTY_PATH
 	if target == "" {
 		flags |= unix.MOVE_MOUNT_T_EMPTY_PATH
 	}
-	if err := unix.MoveMount(mount, "", dir, target, flags); err != nil {
-		root.Close()
-		return nil, fmt.Errorf("%s: move to %s: %w", kind, target, err)
+	if err := unix.MoveMount(int(mount.Fd()), "", dir, target, flags); err != nil {
+		return fmt.Errorf("move mount: %w", err)
 	}
 	attr := &unix.MountAttr{Propagation: propagation}
-	if err := unix.MountSetattr(mount, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		root.Close()
-		return nil, fmt.Errorf("%s: propagation: %w", kind, err)
+	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return fmt.Errorf("mount propagation: %w", err)
 	}
-	return root, nil
+	return nil
 }
 
 // explain returns what the kernel says about a refused configuration.

@@ -142,3 +142,15 @@ func sub(p string) (string, error) {
 	}
 	return rel, nil
 }
+
+// openPath opens the regular file at rel beneath root, however long rel is.
+func openPath(root int, rel string) (*os.File, error) {
+	parent, base := split(rel)
+	dir, err := openDir(root, parent)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	f, _, err := openRegular(int(dir.Fd()), base)
+	return f, err
+}

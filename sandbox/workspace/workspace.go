@@ -32,6 +32,8 @@ const (
 // unprivileged user share the tree, as GitLab Runner's own executors do.
 const tenantMode = 0o777
 
+var errClosed = errors.New("workspace: closed")
+
 // A Workspace is the file system of one attempt. Its methods are safe for
 // concurrent use, but for Close.
 type Workspace struct {
@@ -106,7 +108,7 @@ func (w *Workspace) root() (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.builds == nil {
-		return -1, errors.New("workspace: closed")
+		return -1, errClosed
 	}
 	return int(w.builds.Fd()), nil
 }
