@@ -52,7 +52,7 @@ func (a *Authority) grow(ctx context.Context, at *store.Attempt, held *live, lin
 	for _, line := range lines {
 		if same, known := grown.has(line); known {
 			if !same {
-				return nil, nil, a.security(ctx, at, "a line differs from the one that was acknowledged in its place")
+				return nil, nil, a.condemn(ctx, at, "a line differs from the one that was acknowledged in its place")
 			}
 			continue
 		}
@@ -77,14 +77,14 @@ func (a *Authority) refuseLine(ctx context.Context, at *store.Attempt, line []by
 	if _, ok := seqOf(line); !ok {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	return a.security(ctx, at, "%v", err)
+	return a.condemn(ctx, at, "%v", err)
 }
 
 func (a *Authority) checkEntry(ctx context.Context, at *store.Attempt, e record.Entry) error {
 	now := a.now()
 	switch {
 	case e.Time.After(now.Add(MaxSkew)):
-		return a.security(ctx, at, "entry %d is from %s, more than %s ahead of the authority's clock", e.Seq, e.Time, MaxSkew)
+		return a.condemn(ctx, at, "entry %d is from %s, more than %s ahead of the authority's clock", e.Seq, e.Time, MaxSkew)
 	case e.Time.Before(now.Add(-MaxSkew)):
 		// A network that was down looks the same: the attempt cannot go on, but
 		// nothing contradicts anything.
@@ -95,10 +95,10 @@ func (a *Authority) checkEntry(ctx context.Context, at *store.Attempt, e record.
 	}
 	var o record.Opened
 	if err := e.Decode(&o); err != nil {
-		return a.security(ctx, at, "%v", err)
+		return a.condemn(ctx, at, "%v", err)
 	}
 	if field := a.differs(at, &o); field != "" {
-		return a.security(ctx, at, "the record opens with another %s than the attempt", field)
+		return a.condemn(ctx, at, "the record opens with another %s than the attempt", field)
 	}
 	return nil
 }

@@ -200,22 +200,27 @@ func (a *Authority) unavailable(ctx context.Context, what string, err error) err
 	return status.Errorf(codes.Unavailable, "authority: %s: try again later", what)
 }
 
-// security refuses a call and ends its attempt, if there is one, for good.
-func (a *Authority) security(ctx context.Context, at *store.Attempt, format string, args ...any) error {
+// security refuses a call. about is the attempt that it concerns, if there is
+// one: it stays as it is.
+func (a *Authority) security(ctx context.Context, about *store.Attempt, format string, args ...any) error {
 	why := fmt.Sprintf(format, args...)
 	fields := []any{"audit", true, "why", why}
-	if at != nil {
-		fields = append(fields, "attempt", at.ID, "job_id", at.Job.ID, "project_id", at.Job.ProjectID)
-		if at.State == store.StateOpen {
-			d := store.Decision{State: store.StateRefused, Reason: "security: " + why, Ended: a.now()}
-			if err := a.decide(ctx, at.ID, d); err != nil {
-				a.cfg.Log.ErrorContext(ctx, "refusal not stored", append(fields, "error", err)...)
-			}
-		}
-		a.forget(at.ID)
+	if about != nil {
+		fields = append(fields, "attempt", about.ID, "job_id", about.Job.ID, "project_id", about.Job.ProjectID)
 	}
 	a.cfg.Log.WarnContext(ctx, "refused for security", fields...)
 	return status.Error(codes.PermissionDenied, why)
+}
+
+// condemn refuses a call and ends its attempt for good.
+func (a *Authority) condemn(ctx context.Context, at *store.Attempt, format string, args ...any) error {
+	err := a.security(ctx, at, format, args...)
+	d := store.Decision{State: store.StateRefused, Reason: "security: " + status.Convert(err).Message(), Ended: a.now()}
+	if stored := a.decide(ctx, at.ID, d); stored != nil && !errors.Is(stored, store.ErrDecided) {
+		a.cfg.Log.ErrorContext(ctx, "refusal not stored", "attempt", at.ID, "error", stored)
+	}
+	a.forget(at.ID)
+	return err
 }
 
 // decide stores a decision even if the caller has gone: half of one is worse

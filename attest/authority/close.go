@@ -41,7 +41,7 @@ func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*
 		return nil, status.Error(codes.FailedPrecondition, "the record does not end in a closed entry")
 	}
 	if head := held.chain.Head().Hash; req.GetHead() != head {
-		return nil, a.security(ctx, &at, "the host's head of the record is not the one that was acknowledged")
+		return nil, a.condemn(ctx, &at, "the host's head of the record is not the one that was acknowledged")
 	}
 	if at.State == store.StateOpen {
 		if err := a.conclude(ctx, &at); err != nil {
@@ -61,7 +61,7 @@ func (a *Authority) conclude(ctx context.Context, at *store.Attempt) error {
 	d, err := a.decision(ctx, at, entries)
 	var refusal *attest.Refusal
 	if errors.As(err, &refusal) {
-		return a.security(ctx, at, "%v", refusal)
+		return a.condemn(ctx, at, "%v", refusal)
 	}
 	if err != nil {
 		return a.unavailable(ctx, "sign", err)

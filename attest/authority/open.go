@@ -108,10 +108,8 @@ func (a *Authority) mayOpen(ctx context.Context, job int64) (replaced []string, 
 			return nil, a.unavailable(ctx, "read record", err)
 		}
 		if l.ran {
-			// The attempt itself did nothing wrong: it may still be closed.
-			asked := *at
-			asked.State = store.StateClosed
-			return nil, a.security(ctx, &asked, "job %d: attempt %s may have run tenant code, so there is no other", job, at.ID)
+			// That attempt did nothing wrong, and may go on.
+			return nil, a.security(ctx, at, "job %d: attempt %s may have run tenant code, so there is no other", job, at.ID)
 		}
 		if at.State == store.StateOpen {
 			replaced = append(replaced, at.ID)

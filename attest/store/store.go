@@ -239,7 +239,7 @@ func (s *Store) recover(ctx context.Context) error {
 		return fmt.Errorf("store: recover: %w", err)
 	}
 	for _, e := range staged {
-		decided, err := s.hasBundle(ctx, e.Name())
+		decided, err := s.HasBundle(ctx, e.Name())
 		if err != nil {
 			return fmt.Errorf("store: recover: %w", err)
 		}
@@ -268,7 +268,8 @@ func removeUnfinished(dir string) error {
 	return nil
 }
 
-func (s *Store) hasBundle(ctx context.Context, digest string) (bool, error) {
+// HasBundle reports whether a decision holds the bundle.
+func (s *Store) HasBundle(ctx context.Context, digest string) (bool, error) {
 	var n int
 	err := s.db.QueryRowContext(ctx, "SELECT count(*) FROM bundles WHERE sha256 = ?", digest).Scan(&n)
 	return n > 0, err

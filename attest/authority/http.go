@@ -1,0 +1,315 @@
+package authority
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"hallmark.build/attest"
+	"hallmark.build/attest/store"
+)
+
+// Limits of what readers get.
+const (
+	maxFound     = 100      // bundles in one answer
+	maxFoundSize = 32 << 20 // bytes of bundles in one answer
+	maxReaders   = 64       // requests at a time
+	maxPath      = 2048     // bytes
+)
+
+// A page is what a path names.
+type page struct {
+	kind  pageKind
+	value string // digest, job id, project, attempt or profile
+}
+
+type pageKind int
+
+const (
+	noPage pageKind = iota
+	subjectPage
+	bundlePage
+	jobPage
+	projectPage
+	recordPage
+	builderPage
+	trustedRootPage
+	healthPage
+	readyPage
+)
+
+// parsePath reads the path of a request, already unescaped. builders is the
+// path of the builder URI: below it stand the pages that builder ids name.
+func parsePath(path, builders string) page {
+	if len(path) > maxPath {
+		return page{}
+	}
+	switch path {
+	case "/trusted-root.json":
+		return page{kind: trustedRootPage}
+	case "/healthz":
+		return page{kind: healthPage}
+	case "/readyz":
+		return page{kind: readyPage}
+	}
+	if rest, ok := strings.CutPrefix(path, "/v1/"); ok {
+		return parseV1(rest)
+	}
+	for _, prefix := range []string{"/builders/", builders + "/"} {
+		if profile, ok := strings.CutPrefix(path, prefix); ok && attest.KnownProfile(profile) {
+			return page{builderPage, profile}
+		}
+	}
+	return page{}
+}
+
+func parseV1(path string) page {
+	what, value, _ := strings.Cut(path, "/")
+	switch what {
+	case "subjects", "bundles":
+		digest, ok := strings.CutPrefix(value, "sha256:")
+		if !ok || !isHex(digest, 64) {
+			return page{}
+		}
+		if what == "bundles" {
+			return page{bundlePage, digest}
+		}
+		return page{subjectPage, digest}
+	case "jobs":
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || n <= 0 || strconv.FormatInt(n, 10) != value {
+			return page{}
+		}
+		return page{jobPage, value}
+	case "projects":
+		if !isProject(value) {
+			return page{}
+		}
+		return page{projectPage, value}
+	case "attempts":
+		id, ok := strings.CutSuffix(value, "/record")
+		if !ok || !isHex(id, 32) {
+			return page{}
+		}
+		return page{recordPage, id}
+	}
+	return page{}
+}
+
+// isProject reports whether a path can be a GitLab project's.
+func isProject(path string) bool {
+	parts := strings.Split(path, "/")
+	for _, p := range parts {
+		if p == "" || p == "." || p == ".." {
+			return false
+		}
+		for _, r := range p {
+			if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("_.-", r) {
+				return false
+			}
+		}
+	}
+	return len(parts) >= 2
+}
+
+// HTTP serves what anybody may read: bundles, records, the trusted root, and
+// the pages that builder ids name. It changes nothing.
+func (a *Authority) HTTP() http.Handler {
+	slots := make(chan struct{}, maxReaders)
+	builders := ""
+	if u, err := url.Parse(a.cfg.BuilderURI); err == nil {
+		builders = u.Path
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			h.Set("Allow", "GET, HEAD")
+			http.Error(w, "this service can only be read", http.StatusMethodNotAllowed)
+			return
+		}
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		default:
+			h.Set("Retry-After", "1")
+			http.Error(w, "too many readers", http.StatusServiceUnavailable)
+			return
+		}
+		a.serve(w, r, parsePath(r.URL.Path, builders))
+	})
+}
+
+// NewHTTPServer is the handler with bounds on time and headers.
+func NewHTTPServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      2 * time.Minute,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+}
+
+func (a *Authority) serve(w http.ResponseWriter, r *http.Request, p page) {
+	ctx := r.Context()
+	switch p.kind {
+	case subjectPage:
+		found, err := a.cfg.Store.BySubject(ctx, p.value, maxFound+1)
+		a.serveFound(w, r, found, err)
+	case jobPage:
+		id, err := strconv.ParseInt(p.value, 10, 64)
+		if err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		found, err := a.cfg.Store.ByJob(ctx, id, maxFound+1)
+		a.serveFound(w, r, found, err)
+	case projectPage:
+		found, err := a.cfg.Store.ByProject(ctx, p.value, maxFound+1)
+		a.serveFound(w, r, found, err)
+	case bundlePage:
+		a.serveBundle(w, r, p.value)
+	case recordPage:
+		a.serveRecord(w, r, p.value)
+	case trustedRootPage:
+		root, err := a.cfg.Signer.TrustedRoot()
+		a.serveBytes(w, r, "application/json", root, err)
+	case builderPage:
+		a.serveBytes(w, r, "text/plain; charset=utf-8", []byte(builderText(a.cfg.BuilderURI, p.value)), nil)
+	case healthPage:
+		a.serveBytes(w, r, "text/plain; charset=utf-8", []byte("alive\n"), nil)
+	case readyPage:
+		a.serveBytes(w, r, "text/plain; charset=utf-8", []byte("ready\n"), a.cfg.Store.Ready(ctx))
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+// A foundList is the answer to a search. It only grows new fields.
+type foundList struct {
+	Attestations []foundItem `json:"attestations"`
+	Truncated    bool        `json:"truncated,omitempty"` // there are more, older ones
+}
+
+type foundItem struct {
+	Bundle   json.RawMessage `json:"bundle"`
+	SHA256   string          `json:"sha256"` // of the bundle
+	JobID    int64           `json:"job_id"`
+	Project  string          `json:"project"`
+	Attempt  string          `json:"attempt"`
+	Part     int             `json:"part"`
+	ClosedAt string          `json:"closed_at"`
+}
+
+func (a *Authority) serveFound(w http.ResponseWriter, r *http.Request, found []store.Found, err error) {
+	if err != nil {
+		a.serveBytes(w, r, "", nil, err)
+		return
+	}
+	list, err := a.foundList(found)
+	if err != nil {
+		a.serveBytes(w, r, "", nil, err)
+		return
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err = enc.Encode(list)
+	a.serveBytes(w, r, "application/json", b.Bytes(), err)
+}
+
+func (a *Authority) foundList(found []store.Found) (foundList, error) {
+	list := foundList{Attestations: []foundItem{}}
+	room := maxFoundSize
+	for i, f := range found {
+		bundle, err := a.cfg.Store.Content(f.SHA256)
+		if err != nil {
+			return foundList{}, err
+		}
+		// One bundle is always shown, however large it is.
+		if room -= len(bundle); i == maxFound || room < 0 && i > 0 {
+			list.Truncated = true
+			break
+		}
+		list.Attestations = append(list.Attestations, foundItem{
+			Bundle: bundle, SHA256: f.SHA256, JobID: f.JobID, Project: f.Project,
+			Attempt: f.Attempt, Part: f.Part, ClosedAt: f.Closed.Format(time.RFC3339),
+		})
+	}
+	return list, nil
+}
+
+func (a *Authority) serveBundle(w http.ResponseWriter, r *http.Request, digest string) {
+	if !a.known(r.Context(), w, r, digest) {
+		return
+	}
+	bundle, err := a.cfg.Store.Content(digest)
+	if errors.Is(err, store.ErrNotFound) {
+		http.NotFound(w, r)
+		return
+	}
+	a.serveBytes(w, r, "application/vnd.dev.sigstore.bundle.v0.3+json", bundle, err)
+}
+
+// known reports whether a decision holds the bundle: one that is only staged
+// was not decided yet.
+func (a *Authority) known(ctx context.Context, w http.ResponseWriter, r *http.Request, digest string) bool {
+	ok, err := a.cfg.Store.HasBundle(ctx, digest)
+	if err != nil {
+		a.serveBytes(w, r, "", nil, err)
+		return false
+	}
+	if !ok {
+		http.NotFound(w, r)
+	}
+	return ok
+}
+
+// serveRecord sends the record of an attempt that has ended: until then it is
+// not whole.
+func (a *Authority) serveRecord(w http.ResponseWriter, r *http.Request, attempt string) {
+	at, err := a.cfg.Store.Attempt(r.Context(), attempt)
+	if errors.Is(err, store.ErrNotFound) || err == nil && at.State == store.StateOpen {
+		http.NotFound(w, r)
+		return
+	}
+	if err != nil {
+		a.serveBytes(w, r, "", nil, err)
+		return
+	}
+	f, err := a.cfg.Store.OpenRecord(attempt)
+	if errors.Is(err, store.ErrNotFound) {
+		http.NotFound(w, r)
+		return
+	}
+	if err != nil {
+		a.serveBytes(w, r, "", nil, err)
+		return
+	}
+	defer f.Close()
+	w.Header().Set("Content-Type", "application/jsonl")
+	w.Header().Set("X-Hallmark-State", string(at.State))
+	http.ServeContent(w, r, "", time.Time{}, f)
+}
+
+func (a *Authority) serveBytes(w http.ResponseWriter, r *http.Request, kind string, body []byte, err error) {
+	if err != nil {
+		a.cfg.Log.ErrorContext(r.Context(), "answer failed", "path", r.URL.Path, "error", err)
+		http.Error(w, "the authority cannot answer now", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	if r.Method == http.MethodGet {
+		w.Write(body) // a reader who went away needs no answer
+	}
+}
