@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "hallmark.build/attest/authority/authoritypb"
+	"hallmark.build/sandbox/host"
+	"hallmark.build/sandbox/record"
+)
+
+// authority speaks to hallmark-attestd on the host's behalf.
+type authority struct{ stub pb.AuthorityClient }
+
+func (a authority) Open(ctx context.Context, o host.Opening) (host.Opened, error) {
+	r, err := a.stub.Open(ctx, &pb.OpenRequest{
+		Session: o.Session, Profile: o.Profile, JobToken: o.Token,
+		Job: &pb.JobFacts{
+			Id: o.Job.ID, Name: o.Job.Name, Stage: o.Job.Stage, ProjectId: o.Job.ProjectID,
+			PipelineId: o.Job.PipelineID, UserId: o.Job.UserID,
+			Ref: o.Job.Ref, Tag: o.Job.RefType == "tag", Sha: o.Job.SHA,
+		},
+	})
+	if err != nil {
+		return host.Opened{}, inWords(err)
+	}
+	return host.Opened{
+		Attempt: r.GetAttempt(), Nonce: r.GetNonce(), InvocationID: r.GetInvocationId(),
+		BuilderID: r.GetBuilderId(), CommitmentKey: r.GetCommitmentKey(),
+	}, nil
+}
+
+func (a authority) Append(ctx context.Context, attempt string, lines [][]byte) (record.Head, error) {
+	r, err := a.stub.Append(ctx, &pb.AppendRequest{Attempt: attempt, Lines: lines})
+	if err != nil {
+		return record.Head{}, inWords(err)
+	}
+	return record.Head{Entries: r.GetEntries(), Hash: r.GetHead()}, nil
+}
+
+func (a authority) Close(ctx context.Context, attempt string, head record.Head) ([]host.Attestation, string, error) {
+	r, err := a.stub.Close(ctx, &pb.CloseRequest{Attempt: attempt, Head: head.Hash})
+	if err != nil {
+		return nil, "", inWords(err)
+	}
+	var out []host.Attestation
+	for _, at := range r.GetAttestations() {
+		one := host.Attestation{URL: at.GetUrl()}
+		for _, s := range at.GetSubjects() {
+			one.Subjects = append(one.Subjects, s.GetName()+" sha256:"+s.GetSha256())
+		}
+		out = append(out, one)
+	}
+	return out, r.GetReason(), nil
+}
+
+// inWords drops gRPC's frame around the authority's own words, and tells
+// silence, after which one may ask again, from a refusal.
+func inWords(err error) error {
+	s, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	text := &statusError{s.Message()}
+	switch s.Code() {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted:
+		return &host.UnavailableError{Err: text}
+	}
+	return text
+}
+
+type statusError struct{ text string }
+
+func (e *statusError) Error() string { return e.text }

@@ -1,0 +1,219 @@
+// Command hallmark-sandboxd runs GitLab jobs in recorded sandboxes on this host.
+//
+// It holds containerd, the network namespaces and the evidence record. It has
+// no signing key: what it records goes to hallmark-attestd as it happens.
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"hallmark.build/attest/authority/client"
+	"hallmark.build/config"
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/containerd"
+	"hallmark.build/sandbox/host"
+	"hallmark.build/sandbox/image"
+	"hallmark.build/sandbox/policy"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run returns 0 after an orderly stop, 1 after a failure, 2 for wrong usage.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("hallmark-sandboxd", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	file := flags.String("config", "/etc/hallmark/sandboxd.toml", "configuration `file`")
+	show := flags.Bool("version", false, "print the version and exit")
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	if *show {
+		_, _ = fmt.Fprintln(stdout, version)
+		return 0
+	}
+	if flags.NArg() > 0 {
+		_, _ = fmt.Fprintf(stderr, "error: %q: hallmark-sandboxd takes no arguments\n", flags.Arg(0))
+		return 2
+	}
+	if err := serve(ctx, *file, slog.New(slog.NewTextHandler(stderr, nil))); err != nil {
+		_, _ = fmt.Fprintf(stderr, "error: %v\n", err)
+		if hint := hintOf(err); hint != "" {
+			_, _ = fmt.Fprintf(stderr, "hint: %s\n", hint)
+		}
+		return 1
+	}
+	return 0
+}
+
+func hintOf(err error) string {
+	if e, ok := errors.AsType[*config.Error](err); ok {
+		return e.Hint
+	}
+	return ""
+}
+
+// serve wires the parts and answers drivers until ctx ends.
+func serve(ctx context.Context, file string, log *slog.Logger) error {
+	conf, err := config.LoadSandboxd(file)
+	if err != nil {
+		return err
+	}
+	hostConfig, err := hostConfig(conf)
+	if err != nil {
+		return err
+	}
+	stub, closer, err := client.Dial(ctx, conf.Authority.Socket)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = closer.Close() }()
+	rt, err := containerd.Start(ctx, containerd.Config{
+		Address: conf.Containerd.Address, BinDir: conf.Containerd.BinDir,
+		Root: filepath.Join(conf.StateDir, "containerd"), State: filepath.Join(conf.RunDir, "containerd"),
+		Namespace: "hallmark", Init: filepath.Join(conf.Containerd.BinDir, "hallmark-init"),
+		PlainHTTP: conf.Images.PlainHTTP, CAFile: conf.Images.CA,
+	}, log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rt.Close() }()
+	images := image.New(image.Policy{Allowed: conf.Images.Allowed, PlainHTTP: conf.Images.PlainHTTP, CAFile: conf.Images.CA})
+	h, err := host.New(ctx, hostConfig, rt, images, authority{stub}, log)
+	if err != nil {
+		return err
+	}
+	l, err := listen(conf.Socket, conf.SocketUser)
+	if err != nil {
+		return err
+	}
+	log.Info("ready", "socket", conf.Socket, "runtime", rt.Version(), "version", version)
+	notifyReady()
+	return h.Serve(ctx, l)
+}
+
+func hostConfig(c config.Sandboxd) (host.Config, error) {
+	gitlabRoots, err := pool(c.GitLabCA)
+	if err != nil {
+		return host.Config{}, err
+	}
+	upstream, err := pool(c.UpstreamCA)
+	if err != nil {
+		return host.Config{}, err
+	}
+	runner, err := filepath.EvalSymlinks(c.GitLabRunner)
+	if err != nil {
+		return host.Config{}, fmt.Errorf("gitlab_runner: %w", err)
+	}
+	uid, _, err := ids(c.SocketUser)
+	if err != nil {
+		return host.Config{}, err
+	}
+	allow := make([]policy.Rule, 0, len(c.Allow))
+	for _, r := range c.Allow {
+		allow = append(allow, policy.Rule{Name: r.Name, Host: r.Host, Ports: r.Ports, Methods: r.Methods, Paths: r.Paths})
+	}
+	return host.Config{
+		Users:    map[uint32]bool{0: true, uint32(uid): true},
+		StateDir: c.StateDir, RunDir: c.RunDir,
+		GitLab: c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner,
+		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage,
+		DeclareSource: c.SourceMismatch == "declare", StopGrace: c.StopGrace,
+		Limits: sandbox.Limits{MemoryBytes: c.Limits.Memory, CPUs: c.Limits.CPUs, Pids: c.Limits.Pids,
+			TmpfsBytes: c.Limits.Tmpfs, OpenFiles: c.Limits.OpenFiles},
+		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, ConfigDigest: c.Digest, Version: version,
+	}, nil
+}
+
+// pool is the system's roots and those in file. No file means nil: the
+// system's alone.
+func pool(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, fmt.Errorf("the system's certificates: %w", err)
+	}
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s: no certificate in it", file)
+	}
+	return roots, nil
+}
+
+// listen opens the socket that drivers connect to: for root and one user. The
+// peer's identity is checked again on each connection.
+func listen(path, owner string) (*net.UnixListener, error) {
+	uid, gid, err := ids(owner)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.Chmod(path, 0o660), os.Chown(path, uid, gid)); err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func ids(name string) (uid, gid int, err error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return 0, 0, fmt.Errorf("socket_user: %w", err)
+	}
+	uid, err = strconv.Atoi(u.Uid)
+	if err != nil {
+		return 0, 0, fmt.Errorf("socket_user: %w", err)
+	}
+	gid, err = strconv.Atoi(u.Gid)
+	if err != nil {
+		return 0, 0, fmt.Errorf("socket_user: %w", err)
+	}
+	return uid, gid, nil
+}
+
+// notifyReady tells systemd, if it started us with Type=notify. See sd_notify(3).
+func notifyReady() {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	_, _ = c.Write([]byte("READY=1"))
+	_ = c.Close()
+}

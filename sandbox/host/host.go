@@ -1,0 +1,258 @@
+// Package host leads one job through its life on this host.
+//
+// The driver asks for one thing a connection: prepare, run a stage, clean up.
+// The order of events inside each is the product's promise, so it stands in
+// one file each: prepare.go (open with the authority, resolve, build the
+// sandbox), stage.go (what must be true before a stage starts and after it
+// ended), finish.go (close the record, attest, say so in the job log),
+// teardown.go (nothing outlives the job) and reaper.go (jobs that the runner
+// abandoned).
+//
+// # Rules that hold throughout
+//
+//   - What happens is recorded before it is acted upon. No tenant code starts
+//     before the authority has acknowledged everything up to that moment.
+//   - A job is found by its session, a random handle that the driver brings in
+//     a variable which no tenant can set. Facts come from the job's payload.
+//   - Every failure is the user's, the system's or a security failure. What
+//     nobody classified is the system's.
+package host
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"hallmark.build/executor"
+	"hallmark.build/executor/joblog"
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/containerd"
+	"hallmark.build/sandbox/image"
+	"hallmark.build/sandbox/policy"
+	"hallmark.build/sandbox/record"
+)
+
+// Config is what the host needs to know. Nothing in it comes from a tenant.
+type Config struct {
+	Users        map[uint32]bool // uids that may speak to the socket
+	StateDir     string          // records, durable
+	RunDir       string          // workspaces and spools, gone with the job
+	GitLab       *url.URL        // the one GitLab whose jobs are run
+	GitLabRoots  *x509.CertPool  // nil: the system's
+	Upstream     *x509.CertPool  // nil: the system's
+	GitLabRunner string          // the runner's binary, shown to the helper
+	HelperImage  string
+	DefaultImage string // for jobs that name none; may be empty
+	// DeclareSource accepts a work tree that differs from the job's commit and
+	// says so in the statement. False refuses such a job.
+	DeclareSource bool
+	StopGrace     time.Duration // from SIGTERM to SIGKILL for a canceled stage
+	Limits        sandbox.Limits
+	FirstID       uint32
+	IDRanges      int
+	Allow         []policy.Rule
+	ConfigDigest  string
+	Version       string
+}
+
+// Opening is what the authority is told when an attempt starts.
+type Opening struct {
+	Session, Profile, Token string
+	Job                     record.Job
+}
+
+// Opened is the authority's answer.
+type Opened struct {
+	Attempt, Nonce, InvocationID, BuilderID string
+	CommitmentKey                           []byte
+}
+
+// Attestation is a bundle that the authority made.
+type Attestation struct {
+	URL      string
+	Subjects []string // "name sha256:…"
+}
+
+// Authority is the signing service as the host sees it. All methods are safe
+// for concurrent use; Append and Close may be repeated.
+type Authority interface {
+	Open(ctx context.Context, o Opening) (Opened, error)
+	// Append returns the record as the authority holds it, durably.
+	Append(ctx context.Context, attempt string, lines [][]byte) (record.Head, error)
+	// Close returns the attestations, or the reason why there are none.
+	Close(ctx context.Context, attempt string, head record.Head) ([]Attestation, string, error)
+}
+
+// UnavailableError says that the authority did not answer: to ask again may help.
+type UnavailableError struct{ Err error }
+
+func (e *UnavailableError) Error() string { return "authority: " + e.Err.Error() }
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
+func unavailable(err error) bool {
+	_, ok := errors.AsType[*UnavailableError](err)
+	return ok
+}
+
+// Host runs jobs. It is safe for concurrent use.
+type Host struct {
+	cfg       Config
+	runtime   *containerd.Runtime
+	images    *image.Resolver
+	authority Authority
+	log       *slog.Logger
+	ids       *idPool
+
+	mu   sync.Mutex
+	jobs map[string]*job // by session
+}
+
+// New returns a host that has removed what an earlier daemon left behind.
+func New(ctx context.Context, cfg Config, rt *containerd.Runtime, images *image.Resolver, authority Authority, log *slog.Logger) (*Host, error) {
+	h := &Host{
+		cfg: cfg, runtime: rt, images: images, authority: authority, log: log,
+		ids:  newIDPool(cfg.FirstID, cfg.IDRanges),
+		jobs: map[string]*job{},
+	}
+	for _, dir := range []string{h.workspaces(), h.records(), h.spools()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("host: %w", err)
+		}
+	}
+	if err := h.sweep(ctx); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *Host) workspaces() string { return filepath.Join(h.cfg.RunDir, "jobs") }
+func (h *Host) spools() string     { return filepath.Join(h.cfg.StateDir, "spool") }
+func (h *Host) records() string    { return filepath.Join(h.cfg.StateDir, "records") }
+
+// Serve answers drivers until the context ends; then it takes down every job
+// that is left and returns.
+func (h *Host) Serve(ctx context.Context, l *net.UnixListener) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { h.reap(ctx) })
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	for {
+		c, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			h.log.Warn("accept", "error", err)
+			time.Sleep(50 * time.Millisecond) // out of descriptors: let some go
+			continue
+		}
+		wg.Go(func() { h.answer(ctx, c) })
+	}
+	wg.Wait()
+	h.teardownAll()
+	return nil
+}
+
+// answer serves one connection.
+func (h *Host) answer(ctx context.Context, c *net.UnixConn) {
+	peer, err := executor.PeerOf(c)
+	if err != nil || !h.cfg.Users[peer.UID] {
+		h.log.Warn("connection refused", "uid", peer.UID, "error", err)
+		_ = executor.Refuse(c, executor.Reply{Outcome: executor.SystemFailure, Message: "this user may not speak to the sandbox daemon",
+			Hint: "set socket_user in the daemon's configuration to the user that gitlab-runner runs as"})
+		return
+	}
+	conn, err := executor.Accept(c)
+	if err != nil {
+		h.log.Warn("request refused", "error", err)
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	reply := h.call(ctx, conn)
+	if err := conn.Reply(reply); err != nil {
+		h.log.Debug("driver went away", "error", err)
+	}
+}
+
+// call carries out one request. A panic is a system failure of this job alone.
+func (h *Host) call(ctx context.Context, conn *executor.Conn) (reply executor.Reply) {
+	req := conn.Request()
+	log := h.log.With("session", req.Session, "call", string(req.Call))
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("panic", "value", p, "stack", string(debug.Stack()))
+			reply = failure(errors.New("internal error in the sandbox daemon"))
+		}
+	}()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-conn.Canceled():
+			cancel()
+		case <-done:
+		}
+	}()
+	out := joblog.New(conn.Files().Log)
+	switch req.Call {
+	case executor.CallPrepare:
+		return reportTo(log, h.prepare(ctx, conn, out))
+	case executor.CallRun:
+		return h.run(ctx, conn, out, log)
+	case executor.CallCleanup:
+		return reportTo(log, h.cleanup(req.Session))
+	}
+	return failure(fmt.Errorf("unknown call %q", req.Call))
+}
+
+// reportTo logs what the admin should see of an error and turns it into a reply.
+func reportTo(log *slog.Logger, err error) executor.Reply {
+	if err != nil {
+		log.Error("call ended", "error", err)
+		return failure(err)
+	}
+	return executor.Reply{Outcome: executor.OK}
+}
+
+// failure classifies an error: the user's is a build failure; all else,
+// security failures included, is the system's.
+func failure(err error) executor.Reply {
+	if user, ok := errors.AsType[*sandbox.UserError](err); ok {
+		return executor.Reply{Outcome: executor.BuildFailure, ExitCode: 1, Message: user.Error(), Hint: user.Hint}
+	}
+	r := executor.Reply{Outcome: executor.SystemFailure, Message: err.Error()}
+	if hinted, ok := errors.AsType[*hintedError](err); ok {
+		r.Hint = hinted.hint
+	}
+	return r
+}
+
+// A hintedError is a system failure with advice.
+type hintedError struct {
+	error
+	hint string
+}
+
+func (e *hintedError) Unwrap() error { return e.error }
+
+func (h *Host) find(session string) (*job, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	j, ok := h.jobs[session]
+	if !ok {
+		return nil, &hintedError{fmt.Errorf("no sandbox for session %s", session),
+			"the sandbox daemon was restarted, or it reaped the job; retry the job"}
+	}
+	return j, nil
+}

@@ -1,0 +1,211 @@
+package host
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hallmark.build/executor"
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/record"
+)
+
+const (
+	gitlabCA = "-----BEGIN CERTIFICATE-----\nR0lUTEFC\n-----END CERTIFICATE-----\n"
+	jobCA    = "-----BEGIN CERTIFICATE-----\nT1VS\nT1dO\n-----END CERTIFICATE-----\n"
+)
+
+func TestStandInReplacesGitLabsChainInBothQuotings(t *testing.T) {
+	escaped := func(pem, nl string) string { return strings.ReplaceAll(strings.TrimSpace(pem), "\n", nl) }
+	for name, nl := range map[string]string{"ansi-c quoting": `\\n`, "posix quoting": "\n", "single": `\n`} {
+		script := func(pem string) string {
+			return "eval $'export A=b\nprintf \\'%s\\' $\\'" + escaped(pem, nl) + nl + "\\' > \"/builds/g/p.tmp/" + serverCAFile + "\"\n" +
+				"export " + serverCAFile + "=\"/builds/g/p.tmp/" + serverCAFile + "\"\ngit fetch'"
+		}
+		t.Run(name, func(t *testing.T) {
+			got := string(standIn([]byte(script(gitlabCA+gitlabCA)), []byte(jobCA)))
+			if diff := cmp.Diff(script(jobCA), got); diff != "" {
+				t.Errorf("script differs (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestStandInLeavesOtherTextAlone(t *testing.T) {
+	for name, script := range map[string]string{
+		"no such file":          "printf '%s' $'" + gitlabCA + "' > \"/builds/g/p.tmp/OTHER\"",
+		"certificate elsewhere": "echo '" + gitlabCA + "'; cat /builds/g/p.tmp/" + serverCAFile,
+		"two commands":          "printf '%s' '" + gitlabCA + "' > /tmp/x; cat < /a/" + serverCAFile,
+		"one-line certificate":  "printf '%s' '-----BEGIN CERTIFICATE-----R0k=-----END CERTIFICATE-----' > \"/a/" + serverCAFile + "\"",
+		"empty":                 "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := string(standIn([]byte(script), []byte(jobCA))); got != script {
+				t.Errorf("changed to %q", got)
+			}
+		})
+	}
+}
+
+func TestResultsKeepTheFirstFailureThatStands(t *testing.T) {
+	type note struct {
+		stage   sandbox.Stage
+		outcome string
+		code    int
+	}
+	for name, tc := range map[string]struct {
+		notes []note
+		want  result
+	}{
+		"nothing ran":             {nil, result{"success", 0}},
+		"success":                 {[]note{{sandbox.BuildScript, "success", 0}}, result{"success", 0}},
+		"script failed":           {[]note{{sandbox.BuildScript, "failed", 42}, {sandbox.UploadFailure, "success", 0}}, result{"failed", 42}},
+		"retried source":          {[]note{{sandbox.GetSources, "failed", 1}, {sandbox.GetSources, "success", 0}}, result{"success", 0}},
+		"after_script is ignored": {[]note{{sandbox.BuildScript, "success", 0}, {sandbox.AfterScript, "failed", 1}}, result{"success", 0}},
+		"its sandbox is not":      {[]note{{sandbox.AfterScript, "system_failure", 1}}, result{"system_failure", 1}},
+		"canceled":                {[]note{{sandbox.BuildScript, "canceled", 143}, {sandbox.AfterScript, "success", 0}}, result{"canceled", 143}},
+		"first one wins":          {[]note{{sandbox.BuildScript, "failed", 3}, {sandbox.UploadFailure, "failed", 1}}, result{"failed", 3}},
+		"upload turns it red":     {[]note{{sandbox.BuildScript, "success", 0}, {sandbox.UploadSuccess, "failed", 1}}, result{"failed", 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var r results
+			for _, n := range tc.notes {
+				r.note(n.stage, n.outcome, n.code)
+			}
+			if got := r.sum(); got != tc.want {
+				t.Errorf("sum = %+v, want %+v", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestIDRangesAreDisjointAndComeBack(t *testing.T) {
+	p := newIDPool(1_000_000, 2)
+	a, errA := p.take()
+	b, errB := p.take()
+	if errA != nil || errB != nil || a.First == b.First || a.Count != idRange || b.First-a.First != idRange {
+		t.Fatalf("ranges %+v, %+v (%v, %v)", a, b, errA, errB)
+	}
+	if _, err := p.take(); err == nil {
+		t.Fatal("a third range out of two")
+	} else if h, ok := errors.AsType[*hintedError](err); !ok || h.hint == "" {
+		t.Errorf("error without a hint: %v", err)
+	}
+	p.give(a)
+	if again, err := p.take(); err != nil || again != a {
+		t.Errorf("after giving back: %+v, %v", again, err)
+	}
+}
+
+func TestFailureClassifies(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		want executor.Reply
+	}{
+		"user":         {&sandbox.UserError{Err: errors.New("no"), Hint: "do"}, executor.Reply{Outcome: executor.BuildFailure, ExitCode: 1, Message: "no", Hint: "do"}},
+		"security":     {&sandbox.SecurityError{Err: errors.New("no")}, executor.Reply{Outcome: executor.SystemFailure, Message: "security: no"}},
+		"hinted":       {&hintedError{errors.New("no"), "do"}, executor.Reply{Outcome: executor.SystemFailure, Message: "no", Hint: "do"}},
+		"unclassified": {errors.New("no"), executor.Reply{Outcome: executor.SystemFailure, Message: "no"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, failure(tc.err)); diff != "" {
+				t.Errorf("reply differs (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestVariablesOfATenantAreHiddenUnlessPublic(t *testing.T) {
+	vars := []executor.Variable{
+		{Key: "SHOWN", Value: "a", Public: true},
+		{Key: "MASKED", Value: "b", Public: true, Masked: true},
+		{Key: "PRIVATE", Value: "c"},
+		{Key: "SHOWN", Value: "", Public: true},
+	}
+	got := committer{[]byte("key")}.variables(vars)
+	if *got[0].Value != "a" || got[0].Commitment != "" || got[3].Value == nil || *got[3].Value != "" {
+		t.Errorf("public variables: %+v, %+v", got[0], got[3])
+	}
+	for _, v := range got[1:3] {
+		if v.Value != nil || len(v.Commitment) != 64 {
+			t.Errorf("%s: value %v, commitment %q", v.Name, v.Value, v.Commitment)
+		}
+	}
+	other := committer{[]byte("another key")}.variables(vars)
+	if other[1].Commitment == got[1].Commitment {
+		t.Error("commitments of two attempts are equal: values could be compared")
+	}
+	if c := (committer{[]byte("key")}); c.to("A", "BC") == c.to("AB", "C") {
+		t.Error("name and value run together")
+	}
+}
+
+func TestRunnerThatDiesIsNoticed(t *testing.T) {
+	// A shell stands for the runner, a sleep for the driver that it started.
+	cmd := exec.Command("sh", "-c", "sleep 1000 & echo $!; wait")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	driver := readInt(t, out)
+	t.Cleanup(func() { kill(driver) })
+	runner := parentOf(driver)
+	if runner == nil || runner.gone() {
+		t.Fatalf("runner = %v, want a process that lives", runner)
+	}
+	defer runner.close()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	for deadline := time.Now().Add(10 * time.Second); !runner.gone(); {
+		if time.Now().After(deadline) {
+			t.Fatal("the runner's end was not noticed")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestBlocksAreBoundedAndCounted(t *testing.T) {
+	var b blockLog
+	for range maxReported + 5 {
+		b.note(record.Block{Target: "x"})
+	}
+	b.note(record.Block{Target: "x", Count: 100})
+	pending, unsaid := b.take()
+	if len(pending) != maxReported || unsaid != 5 || b.total() != maxReported+5+100 {
+		t.Errorf("%d pending, %d unsaid, %d in all", len(pending), unsaid, b.total())
+	}
+	if pending, _ := b.take(); pending != nil {
+		t.Errorf("taken twice: %v", pending)
+	}
+}
+
+func TestScriptFileCannotBeChanged(t *testing.T) {
+	f, err := sealedFile([]byte("echo hello\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := f.WriteAt([]byte("X"), 0); err == nil {
+		t.Error("write to a sealed script succeeded")
+	}
+	again, err := os.OpenFile(f.Name(), os.O_RDWR, 0)
+	if err == nil {
+		_ = again.Close()
+		t.Errorf("the script has a name: %s", f.Name())
+	}
+	got, err := readScript(f)
+	if err != nil || string(got) != "echo hello\n" {
+		t.Errorf("script = %q, %v", got, err)
+	}
+}

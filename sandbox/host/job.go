@@ -1,0 +1,176 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"hallmark.build/executor"
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/containerd"
+	"hallmark.build/sandbox/egress"
+	"hallmark.build/sandbox/record"
+	"hallmark.build/sandbox/workspace"
+)
+
+// A job is one attempt on this host, from prepare to teardown.
+type job struct {
+	session string
+	profile sandbox.Profile
+	payload *executor.Job
+	// tempDir is the runner's, gone when the runner let the job go. It is empty
+	// where this daemon cannot see it, for instance under PrivateTmp.
+	tempDir string
+	runner  *process
+	started time.Time
+
+	// stop ends what the job is doing at the moment: cleanup does not wait
+	// for a stage that the runner has given up.
+	stop context.CancelFunc
+	life context.Context
+
+	mu         sync.Mutex // held by the one call that is at work
+	opened     Opened
+	ids        sandbox.IDs
+	dir        string // workspace and container files
+	record     *record.Log
+	recordPath string
+	pump       *pump
+	space      *workspace.Workspace
+	border     *egress.Border
+	containers containers
+	env        map[sandbox.Role][]string
+	entrypoint []string // of the build image
+	user       string   // of the build image or the job
+	sealed     bool
+	sourced    bool // source verified, or declared
+	results    results
+	security   error // the first security failure: the attempt is lost
+	finished   bool
+	attested   []Attestation
+	reason     string // why there is no attestation
+	gone       bool
+	blocks     blockLog
+	inputs     inputCount
+}
+
+// containers are the attempt's, by role; both are made at once.
+type containers struct {
+	mu     sync.Mutex
+	byRole map[sandbox.Role]*containerd.Container
+}
+
+func (j *job) keep(role sandbox.Role, c *containerd.Container) {
+	j.containers.mu.Lock()
+	defer j.containers.mu.Unlock()
+	if j.containers.byRole == nil {
+		j.containers.byRole = map[sandbox.Role]*containerd.Container{}
+	}
+	j.containers.byRole[role] = c
+}
+
+func (j *job) container(role sandbox.Role) *containerd.Container {
+	j.containers.mu.Lock()
+	defer j.containers.mu.Unlock()
+	return j.containers.byRole[role]
+}
+
+// A result is what the attempt came to so far.
+type result struct {
+	outcome string // as in [record.Closing]
+	code    int
+}
+
+// results are the outcomes of the stages, in the order of their first run. A
+// stage that the runner tried again counts as it ended last.
+type results struct {
+	stages []sandbox.Stage
+	last   map[sandbox.Stage]result
+}
+
+func (r *results) note(stage sandbox.Stage, outcome string, code int) {
+	if r.last == nil {
+		r.last = map[sandbox.Stage]result{}
+	}
+	if _, again := r.last[stage]; !again {
+		r.stages = append(r.stages, stage)
+	}
+	r.last[stage] = result{outcome, code}
+}
+
+// sum is the first stage's outcome that is no success. The runner ignores how
+// after_script ends, unless it was the sandbox that failed.
+func (r *results) sum() result {
+	for _, stage := range r.stages {
+		res := r.last[stage]
+		if res.outcome == "success" || stage == sandbox.AfterScript && res.outcome == "failed" {
+			continue
+		}
+		return res
+	}
+	return result{outcome: "success"}
+}
+
+// recorder is the job's record as the border sees it: every entry passes the
+// counts that the summary is made of.
+type recorder struct{ j *job }
+
+func (r recorder) Append(kind record.Kind, data any) (record.Entry, error) {
+	e, err := r.j.record.Append(kind, data)
+	if err == nil {
+		r.j.inputs.count(data)
+	}
+	return e, err
+}
+
+// inputCount counts what crossed the border.
+type inputCount struct {
+	mu      sync.Mutex
+	fetched int
+	outputs int
+	names   []string
+}
+
+func (c *inputCount) count(data any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch d := data.(type) {
+	case record.Fetch:
+		c.fetched++
+	case record.Upload:
+		if d.Status >= 200 && d.Status < 300 {
+			c.outputs++
+			c.names = append(c.names, d.FileName+" sha256:"+d.SHA256)
+		}
+	}
+}
+
+func (c *inputCount) numbers() (fetched, outputs int, names []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fetched, c.outputs, append([]string(nil), c.names...)
+}
+
+// projectDir is where the runner puts the work tree, in the containers.
+func (j *job) projectDir() string { return j.payload.ProjectDir(buildsDir) }
+
+const buildsDir = "/builds"
+
+// abandoned reports why the job can be taken down although the runner did not
+// ask for it, or nil.
+func (j *job) abandoned(now time.Time) error {
+	limit := time.Duration(j.payload.Runner.Timeout)*time.Second + deadlineSlack
+	switch {
+	case j.runner.gone():
+		return errors.New("its gitlab-runner is gone")
+	case j.tempDir != "" && !exists(j.tempDir):
+		return errors.New("its gitlab-runner dropped the job")
+	case now.Sub(j.started) > limit:
+		return errors.New("it outlived its time limit")
+	}
+	return nil
+}
+
+func (h *Host) jobDir(session string) string { return filepath.Join(h.workspaces(), session) }

@@ -1,0 +1,400 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"hallmark.build/executor"
+	"hallmark.build/executor/joblog"
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/containerd"
+	"hallmark.build/sandbox/egress"
+	"hallmark.build/sandbox/image"
+	"hallmark.build/sandbox/policy"
+	"hallmark.build/sandbox/record"
+	"hallmark.build/sandbox/workspace"
+)
+
+// deadlineSlack is how long after a job's own time limit its sandbox may live:
+// uploads and teardown come after it.
+const deadlineSlack = 2 * time.Hour
+
+// platform is the only one whose images are run.
+const platform = "linux/" + runtime.GOARCH
+
+// prepare opens the attempt and builds its sandbox. Whatever it built is gone
+// again when it fails.
+func (h *Host) prepare(ctx context.Context, conn *executor.Conn, out *joblog.Log) error {
+	req := conn.Request()
+	profile, err := sandbox.ParseProfile(req.Profile)
+	if err != nil {
+		return &hintedError{err, "give -profile in the runner's config.toml; `hallmark runner config` prints it"}
+	}
+	payload, err := readPayload(conn.Files().Payload)
+	if err != nil {
+		return err
+	}
+	if err := h.accept(payload, profile); err != nil {
+		return err
+	}
+	j := &job{
+		session: req.Session, profile: profile, payload: payload,
+		runner: parentOf(conn.Peer().PID), started: time.Now(),
+		dir: h.jobDir(req.Session), recordPath: filepath.Join(h.records(), req.Session+".jsonl"),
+		env: map[sandbox.Role][]string{},
+	}
+	if exists(req.TempDir) {
+		j.tempDir = req.TempDir
+	}
+	j.life, j.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if err := h.adopt(j); err != nil {
+		j.runner.close()
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	ctx, cancel := j.bound(ctx)
+	defer cancel()
+	if err := h.build(ctx, j, req, out); err != nil {
+		j.results.note("", "system_failure", 0)
+		h.finish(j, j.logger(h.log))
+		return errors.Join(err, h.teardown(j))
+	}
+	return nil
+}
+
+// bound ends ctx with the job's life.
+func (j *job) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(j.life, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+func readPayload(f *os.File) (*executor.Job, error) {
+	if f == nil {
+		return nil, errors.New("the driver passed no job payload")
+	}
+	data, err := io.ReadAll(io.LimitReader(f, executor.MaxPayload+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the job payload: %w", err)
+	}
+	return executor.ParseJob(data)
+}
+
+// accept refuses jobs that could not be attested truthfully.
+func (h *Host) accept(j *executor.Job, profile sandbox.Profile) error {
+	repo, err := j.Repository()
+	switch {
+	case err != nil:
+		return err
+	case len(j.Unknown) > 0:
+		return &hintedError{fmt.Errorf("the job payload has a field that this version does not know: %s", j.Unknown[0]),
+			"the statement could not be complete; upgrade Hallmark to one that knows this GitLab Runner"}
+	case repo.Scheme != h.cfg.GitLab.Scheme || repo.Host != h.cfg.GitLab.Host:
+		return &hintedError{fmt.Errorf("the job comes from %s://%s, this host works for %s", repo.Scheme, repo.Host, h.cfg.GitLab),
+			"set gitlab_url in the sandbox daemon's configuration"}
+	case len(j.Services) > 0:
+		return &sandbox.UserError{Err: fmt.Errorf("service %q: services are not run under profile %s", j.Services[0].Name, profile),
+			Hint: "remove `services:` from the job, or run it on a runner without Hallmark"}
+	case j.Image.Name == "" && h.cfg.DefaultImage == "":
+		return &sandbox.UserError{Err: errors.New("the job names no image"), Hint: "set `image:` in .gitlab-ci.yml"}
+	}
+	return nil
+}
+
+// adopt makes the job known under its session.
+func (h *Host) adopt(j *job) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, taken := h.jobs[j.session]; taken {
+		return fmt.Errorf("session %s was prepared already", j.session)
+	}
+	h.jobs[j.session] = j
+	return nil
+}
+
+// build takes the steps of prepare in their order.
+func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *joblog.Log) error {
+	section := out.Section("hallmark_prepare", fmt.Sprintf("Preparing the sandbox (profile %s)", j.profile), true)
+	defer section.End()
+	pol := h.policyFor(j)
+	if err := h.open(ctx, j, req, pol); err != nil {
+		return err
+	}
+	build, helper, err := h.resolve(ctx, j, out)
+	if err != nil {
+		return err
+	}
+	if j.ids, err = h.ids.take(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(j.dir, 0o711); err != nil {
+		return err
+	}
+	if j.space, err = workspace.Create(filepath.Join(j.dir, "workspace"), j.ids); err != nil {
+		return err
+	}
+	if err := h.openBorder(ctx, j, pol, out); err != nil {
+		return err
+	}
+	if err := h.pull(ctx, j, build, helper, out); err != nil {
+		return err
+	}
+	if err := h.create(ctx, j, build, helper); err != nil {
+		return err
+	}
+	out.Printf("image   %s", build.Reference)
+	out.Printf("network %s", networkInWords(j.profile, len(h.cfg.Allow)))
+	out.Printf("record  attempt %s, sandbox ready in %.1f s", j.opened.Attempt, time.Since(j.started).Seconds())
+	return j.pump.acknowledged(ctx)
+}
+
+func networkInWords(p sandbox.Profile, rules int) string {
+	if p == sandbox.Hermetic {
+		return "the job's scripts can reach nothing"
+	}
+	return fmt.Sprintf("the job's scripts can reach what %d rules allow, recorded", rules)
+}
+
+func (h *Host) policyFor(j *job) policy.Policy {
+	repo, _ := j.payload.Repository() // accept has seen it
+	deps := make([]int64, 0, len(j.payload.Dependencies))
+	for _, d := range j.payload.Dependencies {
+		deps = append(deps, d.ID)
+	}
+	pol := policy.Policy{Profile: j.profile,
+		Job: policy.Job{ID: j.payload.ID, GitLab: h.cfg.GitLab, Repository: repo, Dependencies: deps}}
+	if j.profile == sandbox.Firewalled {
+		pol.Allow = h.cfg.Allow
+	}
+	return pol
+}
+
+// open asks the authority for the attempt and starts the record.
+func (h *Host) open(ctx context.Context, j *job, req executor.Request, pol policy.Policy) error {
+	facts := jobFacts(j.payload)
+	opened, err := h.authority.Open(ctx, Opening{Session: j.session, Profile: string(j.profile), Token: j.payload.Token, Job: facts})
+	if err != nil {
+		return fmt.Errorf("open the attempt with the authority: %w", err)
+	}
+	j.opened = opened
+	if j.record, err = record.Create(j.recordPath, time.Now); err != nil {
+		return err
+	}
+	_, err = j.record.Append(record.JobOpened, record.Opened{
+		Session: j.session, Attempt: opened.Attempt, Nonce: opened.Nonce, InvocationID: opened.InvocationID,
+		Profile: string(j.profile), Network: network(j.profile, pol), Job: facts,
+		External: external(j.payload, j.profile, h.imageName(j), opened.CommitmentKey),
+		Platform: h.platform(req),
+	})
+	if err != nil {
+		return err
+	}
+	j.pump = startPump(j.record, h.authority, opened.Attempt)
+	return nil
+}
+
+func network(p sandbox.Profile, pol policy.Policy) record.Network {
+	build := "border"
+	if p == sandbox.Hermetic {
+		build = "none"
+	}
+	return record.Network{Build: build, Helper: "border", PolicyDigest: pol.Digest()}
+}
+
+func (h *Host) platform(req executor.Request) record.Platform {
+	var u unix.Utsname
+	kernel := ""
+	if err := unix.Uname(&u); err == nil {
+		kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	return record.Platform{
+		RunnerVersion: req.RunnerVersion, ExecutorVersion: req.ExecutorVersion, SandboxdVersion: h.cfg.Version,
+		ConfigDigest: h.cfg.ConfigDigest, Runtime: h.runtime.Version(), Kernel: kernel, Architecture: runtime.GOARCH,
+		MemoryBytes: h.cfg.Limits.MemoryBytes, CPUMillis: int64(h.cfg.Limits.CPUs * 1000), Pids: h.cfg.Limits.Pids,
+	}
+}
+
+func (h *Host) imageName(j *job) string {
+	if name := j.payload.Image.Name; name != "" {
+		return name
+	}
+	return h.cfg.DefaultImage
+}
+
+// resolve turns both image names into digests and records them.
+func (h *Host) resolve(ctx context.Context, j *job, out *joblog.Log) (build, helper image.Image, err error) {
+	wanted := platform
+	if p := j.payload.Image.ExecutorOpts.Docker.Platform; p != "" {
+		wanted = p
+	}
+	name := h.imageName(j)
+	out.Printf("resolving image %s", name)
+	if build, err = h.images.Resolve(ctx, name, wanted, j.credentials); err != nil {
+		return build, helper, err
+	}
+	if helper, err = h.images.Resolve(ctx, h.cfg.HelperImage, platform, nil); err != nil {
+		// The admin's image, so the admin's failure.
+		return build, helper, fmt.Errorf("helper image: %s", err)
+	}
+	for _, i := range []struct {
+		role sandbox.Role
+		img  image.Image
+	}{{sandbox.Build, build}, {sandbox.Helper, helper}} {
+		_, err := j.record.Append(record.ImageResolved, record.Image{
+			Role: string(i.role), Name: i.img.Name, Reference: i.img.Reference, Manifest: i.img.Manifest,
+			Index: i.img.Index, Config: i.img.Config, Platform: i.img.Platform,
+		})
+		if err != nil {
+			return build, helper, err
+		}
+	}
+	return build, helper, nil
+}
+
+// credentials are those that GitLab sent along for a registry.
+func (j *job) credentials(registry string) (user, password string, ok bool) {
+	for _, c := range j.payload.Credentials {
+		if c.Type == "registry" && c.URL == registry {
+			return c.Username, c.Password, true
+		}
+	}
+	return "", "", false
+}
+
+func (h *Host) pull(ctx context.Context, j *job, build, helper image.Image, out *joblog.Log) error {
+	progress := func(line string) { out.Printf("%s", line) }
+	if err := h.runtime.Pull(ctx, build.Reference, build.Platform, j.credentials, progress); err != nil {
+		return fmt.Errorf("pull %s: %w", build.Reference, err)
+	}
+	if err := h.runtime.Pull(ctx, helper.Reference, helper.Platform, nil, progress); err != nil {
+		return fmt.Errorf("pull helper image %s: %w", helper.Reference, err)
+	}
+	return nil
+}
+
+// openBorder makes the job's only way out.
+func (h *Host) openBorder(ctx context.Context, j *job, pol policy.Policy, out *joblog.Log) error {
+	lifetime := time.Duration(j.payload.Runner.Timeout)*time.Second + deadlineSlack
+	border, err := egress.Open(ctx, egress.Config{
+		Policy: pol, Record: recorder{j}, GitLabRoots: h.cfg.GitLabRoots, UpstreamRoots: h.cfg.Upstream,
+		SpoolDir: h.spools(), CheckUpload: j.space.Match, Lifetime: lifetime,
+		OnBlock: j.blocks.note, Log: h.log.With("session", j.session),
+	})
+	if err != nil {
+		return fmt.Errorf("border: %w", err)
+	}
+	j.border = border
+	return nil
+}
+
+// create starts both containers at once.
+func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) error {
+	config, err := h.runtime.ImageConfig(ctx, build.Reference)
+	if err != nil {
+		return err
+	}
+	helperConfig, err := h.runtime.ImageConfig(ctx, helper.Reference)
+	if err != nil {
+		return err
+	}
+	j.entrypoint = config.Entrypoint
+	if j.payload.Image.Entrypoint != nil {
+		j.entrypoint = j.payload.Image.Entrypoint
+	}
+	j.user = config.User
+	if u := j.payload.Image.ExecutorOpts.Docker.User; u != "" {
+		j.user = u
+	}
+	j.env[sandbox.Build] = environment(config.Env, "")
+	j.env[sandbox.Helper] = environment(helperConfig.Env, "/tmp")
+	mounts, err := j.mounts()
+	if err != nil {
+		return err
+	}
+	specs := map[sandbox.Role]sandbox.Spec{
+		sandbox.Build:  h.spec(j, sandbox.Build, build.Reference, mounts),
+		sandbox.Helper: h.spec(j, sandbox.Helper, helper.Reference, append(mounts, sandbox.Mount{Source: h.cfg.GitLabRunner, Target: "/usr/local/bin/gitlab-runner", ReadOnly: true})),
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for role, spec := range specs {
+		if spec.NetNS, err = j.border.Namespace(role); err != nil {
+			return fmt.Errorf("border: %w", err)
+		}
+		g.Go(func() error {
+			c, err := h.runtime.Create(gctx, spec)
+			if err != nil {
+				return fmt.Errorf("%s container: %w", role, err)
+			}
+			j.keep(role, c) // even when the other one fails: teardown takes both
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (h *Host) spec(j *job, role sandbox.Role, reference string, mounts []sandbox.Mount) sandbox.Spec {
+	return sandbox.Spec{
+		Session: j.session, Role: role, Image: reference, Hostname: hostname(j),
+		IDs: j.ids, Limits: h.cfg.Limits, Mounts: mounts, ReadOnly: role == sandbox.Helper, CA: j.border.CA(),
+	}
+}
+
+func hostname(j *job) string { return fmt.Sprintf("job-%d", j.payload.ID) }
+
+// environment is what a stage's shell starts with. The script itself exports
+// the job's variables.
+func environment(image []string, home string) []string {
+	env := append([]string(nil), image...)
+	if !hasKey(env, "PATH") {
+		env = append(env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	}
+	if home != "" {
+		env = append(env, "HOME="+home)
+	}
+	return append(env, containerd.TrustEnv()...)
+}
+
+func hasKey(env []string, key string) bool {
+	for _, kv := range env {
+		if len(kv) > len(key) && kv[:len(key)+1] == key+"=" {
+			return true
+		}
+	}
+	return false
+}
+
+// mounts are those that both containers have: the workspace, and the names
+// that resolve to the border.
+func (j *job) mounts() ([]sandbox.Mount, error) {
+	name := hostname(j)
+	files := map[string]string{
+		"resolv.conf": "nameserver 127.0.0.1\noptions attempts:1 timeout:5\n",
+		"hosts":       "127.0.0.1\tlocalhost " + name + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+		"hostname":    name + "\n",
+	}
+	mounts := j.space.Mounts()
+	for file, content := range files {
+		path := filepath.Join(j.dir, file)
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return nil, err
+		}
+		mounts = append(mounts, sandbox.Mount{Source: path, Target: "/etc/" + file, ReadOnly: true})
+	}
+	return mounts, nil
+}
+
+// logger is the daemon's log with the job's name on it.
+func (j *job) logger(log *slog.Logger) *slog.Logger {
+	return log.With("job", j.payload.ID, "project", j.payload.Info.ProjectFullPath, "sandbox", j.session)
+}

@@ -1,0 +1,152 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/containerd"
+	"hallmark.build/sandbox/workspace"
+)
+
+// teardownTimeout bounds what the runtime may take to remove one sandbox.
+const teardownTimeout = time.Minute
+
+// cleanup ends the job for good. It is idempotent and knows nothing of jobs
+// that were never prepared, as the contract demands.
+func (h *Host) cleanup(session string) error {
+	j, err := h.find(session)
+	if err != nil {
+		return nil //nolint:nilerr // nothing is left of it, which is what was asked for
+	}
+	j.stop()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	h.finish(j, j.logger(h.log))
+	return h.teardown(j)
+}
+
+// teardown removes everything of a job, built or half-built. The caller holds
+// j.mu. What cannot be removed is tried again by the reaper.
+func (h *Host) teardown(j *job) error {
+	if j.gone {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), teardownTimeout)
+	defer cancel()
+	j.stop()
+	errs := []error{h.deleteContainers(ctx, j)}
+	if j.border != nil {
+		errs = append(errs, j.border.Close())
+	}
+	if j.space != nil {
+		errs = append(errs, j.space.Close())
+	}
+	errs = append(errs, os.RemoveAll(j.dir), j.release())
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("teardown: %w", err)
+	}
+	j.gone = true
+	if j.ids.Count > 0 {
+		h.ids.give(j.ids)
+	}
+	j.runner.close()
+	h.mu.Lock()
+	delete(h.jobs, j.session)
+	h.mu.Unlock()
+	j.logger(h.log).Info("sandbox removed")
+	return nil
+}
+
+func (h *Host) deleteContainers(ctx context.Context, j *job) error {
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	for _, role := range []sandbox.Role{sandbox.Build, sandbox.Helper} {
+		c := j.container(role)
+		if c == nil {
+			continue
+		}
+		wg.Go(func() {
+			err := removeContainer(ctx, c)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func removeContainer(ctx context.Context, c *containerd.Container) error {
+	return errors.Join(c.Kill(ctx), c.Delete(ctx))
+}
+
+// release gives up the record. The file goes once the authority holds all of
+// it; otherwise it is the only evidence there is, and stays.
+func (j *job) release() error {
+	if j.record == nil {
+		return nil
+	}
+	held := j.pump != nil && j.pump.close()
+	err := j.record.Close()
+	j.record, j.pump = nil, nil
+	if !held {
+		return err
+	}
+	return errors.Join(err, os.Remove(j.recordPath))
+}
+
+func (h *Host) teardownAll() {
+	h.mu.Lock()
+	jobs := make([]*job, 0, len(h.jobs))
+	for _, j := range h.jobs {
+		jobs = append(jobs, j)
+	}
+	h.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, j := range jobs {
+		wg.Go(func() { h.abandon(j, errors.New("the sandbox daemon stops")) })
+	}
+	wg.Wait()
+}
+
+// abandon takes down a job that the runner did not clean up.
+func (h *Host) abandon(j *job, why error) {
+	log := j.logger(h.log)
+	log.Warn("job abandoned", "reason", why.Error())
+	j.stop()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.results.note("", "system_failure", 0)
+	h.finish(j, log)
+	if err := h.teardown(j); err != nil {
+		log.Error("sandbox not removed, will be tried again", "error", err)
+	}
+}
+
+// sweep removes what an earlier daemon left: its jobs cannot go on.
+func (h *Host) sweep(ctx context.Context) error {
+	none := func(string) bool { return false }
+	n, err := h.runtime.Sweep(ctx, none)
+	if err != nil {
+		return fmt.Errorf("remove leftover sandboxes: %w", err)
+	}
+	if err := workspace.Sweep(h.workspaces(), none); err != nil {
+		return fmt.Errorf("remove leftover workspaces: %w", err)
+	}
+	left, err := os.ReadDir(h.records())
+	if err != nil {
+		return err
+	}
+	if n > 0 || len(left) > 0 {
+		h.log.Warn("an earlier daemon ended early", "sandboxes_removed", n, "records_kept", len(left))
+	}
+	return nil
+}
