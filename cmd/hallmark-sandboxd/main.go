@@ -134,7 +134,7 @@ func hostConfig(c config.Sandboxd) (host.Config, error) {
 	}
 	return host.Config{
 		Users:    map[uint32]bool{0: true, uint32(uid): true},
-		StateDir: c.StateDir, RunDir: c.RunDir,
+		StateDir: c.StateDir,
 		GitLab: c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner,
 		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage,
 		DeclareSource: c.SourceMismatch == "declare", StopGrace: c.StopGrace,
@@ -190,6 +190,9 @@ func listen(path, owner string) (*net.UnixListener, error) {
 
 func ids(name string) (uid, gid int, err error) {
 	u, err := user.Lookup(name)
+	if err != nil {
+		u, err = user.LookupId(name)
+	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("socket_user: %w", err)
 	}

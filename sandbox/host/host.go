@@ -44,8 +44,7 @@ import (
 // Config is what the host needs to know. Nothing in it comes from a tenant.
 type Config struct {
 	Users        map[uint32]bool // uids that may speak to the socket
-	StateDir     string          // records, durable
-	RunDir       string          // workspaces and spools, gone with the job
+	StateDir     string          // workspaces, spools and records: on a disk
 	GitLab       *url.URL        // the one GitLab whose jobs are run
 	GitLabRoots  *x509.CertPool  // nil: the system's
 	Upstream     *x509.CertPool  // nil: the system's
@@ -134,7 +133,7 @@ func New(ctx context.Context, cfg Config, rt *containerd.Runtime, images *image.
 	return h, nil
 }
 
-func (h *Host) workspaces() string { return filepath.Join(h.cfg.RunDir, "jobs") }
+func (h *Host) workspaces() string { return filepath.Join(h.cfg.StateDir, "jobs") }
 func (h *Host) spools() string     { return filepath.Join(h.cfg.StateDir, "spool") }
 func (h *Host) records() string    { return filepath.Join(h.cfg.StateDir, "records") }
 
