@@ -3,9 +3,14 @@ package egress
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"hallmark.build/sandbox"
@@ -21,7 +26,8 @@ type Recorder interface {
 
 // An UploadCheck compares an artifact with the sealed workspace and returns its
 // entries. The file stands at its beginning, belongs to the border and cannot
-// change. A difference is a *sandbox.SecurityError.
+// change. A difference is a *sandbox.SecurityError; an artifact that cannot be
+// matched at all, but contradicts nothing, is a *sandbox.UserError.
 type UploadCheck func(ctx context.Context, file *os.File, size int64, format, fileName string) ([]record.UploadEntry, error)
 
 // Config is what a border needs. Policy, Record and SpoolDir must be set.
@@ -49,27 +55,176 @@ type Config struct {
 	Resolver *net.Resolver
 }
 
-// A Border stands around one attempt of a job.
-type Border struct{ cfg Config }
+// A Border stands around one attempt of a job. It is safe for concurrent use.
+type Border struct {
+	cfg Config
+	ca  *authority
+	up  *upstream
+	// fetches counts the exchanges that were recorded.
+	fetches atomic.Int64
+	// uploading is held by the one upload that may be under way.
+	uploading chan struct{}
+
+	mu       sync.Mutex
+	sides    map[sandbox.Role]*side
+	closed   bool
+	failure  error // evidence could not be recorded: nothing passes any more
+	violated error // an upload differed: no further upload passes
+}
 
 // Open makes a border with a certificate authority of its own. Nothing passes
-// until Begin.
-func Open(ctx context.Context, cfg Config) (*Border, error) { return &Border{cfg: cfg}, nil }
+// until Begin. The context ends nothing but Open itself.
+func Open(ctx context.Context, cfg Config) (*Border, error) {
+	switch {
+	case cfg.Record == nil:
+		return nil, errors.New("border: no record")
+	case cfg.SpoolDir == "":
+		return nil, errors.New("border: no spool directory")
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("border: %w", ctx.Err())
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	ca, err := newAuthority(cfg.Lifetime)
+	if err != nil {
+		return nil, fmt.Errorf("border: %w", err)
+	}
+	up, err := newUpstream(cfg, dialable)
+	if err != nil {
+		return nil, fmt.Errorf("border: %w", err)
+	}
+	return &Border{cfg: cfg, ca: ca, up: up, uploading: make(chan struct{}, 1), sides: map[sandbox.Role]*side{}}, nil
+}
 
 // CA is the certificate, in PEM, that the containers must trust.
-func (b *Border) CA() []byte { return nil }
+func (b *Border) CA() []byte { return append([]byte{}, b.ca.pem...) }
 
 // Namespace makes the role's network namespace on the first call, and returns a
 // path to it that stays good until Close.
-func (b *Border) Namespace(role sandbox.Role) (path string, err error) { return "", nil }
+func (b *Border) Namespace(role sandbox.Role) (path string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return "", errors.New("border: closed")
+	}
+	if s, ok := b.sides[role]; ok {
+		return s.ns.path(), nil
+	}
+	ns, err := newNamespace(context.Background())
+	if err != nil {
+		return "", fmt.Errorf("border: %s: %w", role, err)
+	}
+	s := newSide(b, role, ns)
+	b.sides[role] = s
+	s.start()
+	return ns.path(), nil
+}
 
-// Begin opens the permission of a stage.
-func (b *Border) Begin(role sandbox.Role, stage sandbox.Stage) {}
+func (b *Border) side(role sandbox.Role) *side {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sides[role]
+}
+
+// Begin opens the permission of a stage. Connections from before it are closed.
+func (b *Border) Begin(role sandbox.Role, stage sandbox.Stage) {
+	if s := b.side(role); s != nil {
+		// What failed between stages is kept in b.failure, and End tells it.
+		_ = s.turn(stage)
+	}
+}
 
 // End closes the stage's permission and every connection of the role, and waits
 // for their handlers. It returns a *sandbox.SecurityError if an upload differed
 // from the sealed workspace, or why evidence could not be recorded.
-func (b *Border) End(role sandbox.Role) error { return nil }
+func (b *Border) End(role sandbox.Role) error {
+	s := b.side(role)
+	if s == nil {
+		return nil
+	}
+	err := s.turn("")
+	b.up.closeIdle()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.violated != nil {
+		return b.violated
+	}
+	if b.failure != nil {
+		return b.failure
+	}
+	return err
+}
 
 // Close ends everything. It is idempotent.
-func (b *Border) Close() error { return nil }
+func (b *Border) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	sides := b.sides
+	b.sides = map[sandbox.Role]*side{}
+	b.mu.Unlock()
+	var errs []error
+	for _, s := range sides {
+		errs = append(errs, s.close())
+	}
+	b.up.closeIdle()
+	return errors.Join(errs...)
+}
+
+// append records evidence, or turns the border to refusing everything.
+func (b *Border) append(kind record.Kind, data any) error {
+	if err := b.broken(); err != nil {
+		return err
+	}
+	_, err := b.cfg.Record.Append(kind, data)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("border: record %s: %w", kind, err)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failure == nil {
+		b.failure = err
+		b.cfg.Log.Error("border refuses everything", "kind", string(kind), "error", err)
+	}
+	return err
+}
+
+func (b *Border) broken() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failure
+}
+
+// violate keeps the first violation.
+func (b *Border) violate(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.violated == nil {
+		b.violated = err
+	}
+}
+
+func (b *Border) violation() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.violated
+}
+
+// dialable says why an address may not be dialled, or "". The host's own
+// addresses are asked for each time: they change.
+func dialable(addr netip.Addr) string {
+	if ok, what := policy.PublicAddr(addr); !ok {
+		return what
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return "the host's own addresses are not known"
+	}
+	for _, a := range own {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == addr.Unmap() {
+			return "the runner host's own"
+		}
+	}
+	return ""
+}
