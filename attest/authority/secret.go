@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strings"
 
 	"hallmark.build/attest/internal/durable"
@@ -13,9 +14,12 @@ import (
 )
 
 // Secret reads the secret that commitment keys are derived from, and makes it
-// on first use. A reader of the file can test guesses of hidden values in
+// on first use, with its directory: both are for their owner alone. A reader of the file can test guesses of hidden values in
 // published statements.
 func Secret(name string) ([]byte, error) {
+	if err := private.Dir(filepath.Dir(name)); err != nil {
+		return nil, fmt.Errorf("authority: secret: %w", err)
+	}
 	text, err := private.ReadFile(name, 1<<10)
 	if errors.Is(err, fs.ErrNotExist) {
 		b := make([]byte, secretLength)

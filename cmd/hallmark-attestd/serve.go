@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"hallmark.build/attest/authority"
+	"hallmark.build/attest/gitlab"
+	"hallmark.build/attest/sign"
+	"hallmark.build/attest/store"
+	"hallmark.build/config"
+)
+
+const (
+	stopGrace = 30 * time.Second // for calls in flight, when told to stop
+	tidyEvery = time.Hour
+)
+
+// refuseRoot keeps keys out of reach of whatever else root runs by mistake,
+// and files in the state directory with one owner.
+func refuseRoot() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return &hintedError{
+		errors.New("the authority does not run as root"),
+		"run it as its own user, the owner of its state directory: runuser -u hallmark-attestd -- hallmark-attestd ...",
+	}
+}
+
+func openSigner(cfg config.Attestd) (*sign.Signer, error) {
+	return sign.Open(filepath.Join(cfg.StateDir, "keys"), sign.Options{Issuer: cfg.Issuer})
+}
+
+func trustedRoot(file string, stdout io.Writer) error {
+	if err := refuseRoot(); err != nil {
+		return err
+	}
+	cfg, err := config.LoadAttestd(file)
+	if err != nil {
+		return err
+	}
+	signer, err := openSigner(cfg)
+	if err != nil {
+		return err
+	}
+	root, err := signer.TrustedRoot()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "%s\n", root)
+	return err
+}
+
+// serve wires the parts and answers until ctx ends.
+func serve(ctx context.Context, file string, log *slog.Logger) error {
+	if err := refuseRoot(); err != nil {
+		return err
+	}
+	cfg, err := config.LoadAttestd(file)
+	if err != nil {
+		return err
+	}
+	hosts, err := userIDs(cfg.Hosts)
+	if err != nil {
+		return err
+	}
+	secret, err := authority.Secret(filepath.Join(cfg.StateDir, "commitment.key"))
+	if err != nil {
+		return err
+	}
+	signer, err := openSigner(cfg)
+	if err != nil {
+		return err
+	}
+	roots, err := pool(cfg.GitLabCA)
+	if err != nil {
+		return err
+	}
+	asker, err := gitlab.New(cfg.GitLabURL, roots)
+	if err != nil {
+		return err
+	}
+	st, err := store.Open(ctx, filepath.Join(cfg.StateDir, "store"))
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	a, err := authority.New(authority.Config{
+		Store: st, Signer: signer, GitLab: asker,
+		GitLabURL: cfg.GitLabURL.String(), GitLabHost: cfg.GitLabURL.Hostname(),
+		BuilderURI: cfg.BuilderURI, PublicURL: cfg.PublicURL, Version: version, Secret: secret, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	return listen(ctx, cfg, a, hosts, log)
+}
+
+func listen(ctx context.Context, cfg config.Attestd, a *authority.Authority, hosts []uint32, log *slog.Logger) error {
+	socket, err := authority.Listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	readers, err := net.Listen("tcp", cfg.HTTP)
+	if err != nil {
+		return fmt.Errorf("http: %w", err)
+	}
+	defer readers.Close()
+	grpcServer := authority.NewServer(a, hosts)
+	httpServer := authority.NewHTTPServer(a.HTTP())
+	log.InfoContext(ctx, "ready", "socket", cfg.Socket, "http", readers.Addr().String(), "builder_uri", cfg.BuilderURI,
+		"config_sha256", cfg.Digest, "version", version)
+	notify("READY=1")
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return grpcServer.Serve(socket) })
+	g.Go(func() error {
+		if err := httpServer.Serve(readers); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error { tidy(ctx, a, log); return nil })
+	g.Go(func() error {
+		<-ctx.Done()
+		notify("STOPPING=1")
+		log.Info("stopping")
+		return stop(grpcServer, httpServer)
+	})
+	return g.Wait()
+}
+
+// stop lets calls in flight end, for a while.
+func stop(grpcServer *grpc.Server, httpServer *http.Server) error {
+	timer := time.AfterFunc(stopGrace, grpcServer.Stop)
+	defer timer.Stop()
+	grpcServer.GracefulStop()
+	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
+	if err := httpServer.Shutdown(ctx); err != nil {
+		return httpServer.Close()
+	}
+	return nil
+}
+
+func tidy(ctx context.Context, a *authority.Authority, log *slog.Logger) {
+	ticker := time.NewTicker(tidyEvery)
+	defer ticker.Stop()
+	for {
+		if err := a.Tidy(ctx); err != nil && ctx.Err() == nil {
+			log.ErrorContext(ctx, "tidying failed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// userIDs looks users up, by name or number.
+func userIDs(names []string) ([]uint32, error) {
+	out := make([]uint32, 0, len(names))
+	for _, name := range names {
+		id := name
+		if _, err := strconv.ParseUint(name, 10, 32); err != nil {
+			u, err := user.Lookup(name)
+			if err != nil {
+				return nil, fmt.Errorf("hosts: %w", err)
+			}
+			id = u.Uid
+		}
+		n, err := strconv.ParseUint(id, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("hosts: user %q: %w", name, err)
+		}
+		out = append(out, uint32(n))
+	}
+	return out, nil
+}
+
+// pool reads roots; nil means the system's.
+func pool(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("gitlab_ca: %w", err)
+	}
+	p := x509.NewCertPool()
+	if !p.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("gitlab_ca: %s: no certificate in it", file)
+	}
+	return p, nil
+}
+
+// notify tells systemd how far the service is, if it wants to know.
+func notify(state string) {
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return
+	}
+	if name[0] == '@' {
+		name = "\x00" + name[1:]
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	fmt.Fprint(c, state)
+}
