@@ -84,17 +84,7 @@ type driver struct {
 }
 
 // Main is the driver program. It returns the exit code.
-func Main(args, env []string, stdin, stdout, stderr *os.File) (code int) {
-	// Whose output the runner shows where: config's stdout is the answer, and
-	// cleanup's is thrown away. Prepare and run have one stream, since the
-	// runner mixes two of them in the middle of lines.
-	talk := stderr
-	defer func() {
-		if p := recover(); p != nil {
-			joblog.New(talk).Error(fmt.Errorf("internal error: %v", p))
-			code = exitSystemFailure
-		}
-	}()
+func Main(args, env []string, stdin, stdout, stderr *os.File) int {
 	flags := flag.NewFlagSet("hallmark-executor", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	socket := flags.String("socket", defaultSocket, "")
@@ -106,33 +96,57 @@ func Main(args, env []string, stdin, stdout, stderr *os.File) (code int) {
 		return exitOK
 	case err != nil:
 		return usageError(stderr, err.Error())
-	}
-	if *version {
+	case *version:
 		fmt.Fprintln(stdout, "hallmark-executor", Version)
 		return exitOK
+	case flags.NArg() == 0:
+		return usageError(stderr, "no call given")
 	}
-	call, rest := flags.Arg(0), flags.Args()
-	if call == "prepare" || call == "run" {
+	// Whose output the runner shows where: config's stdout is the answer, and
+	// cleanup's is thrown away. Prepare and run have one stream, since the
+	// runner mixes two of them in the middle of lines.
+	talk := stderr
+	if call := Call(flags.Arg(0)); call == CallPrepare || call == CallRun {
 		talk = stdout
 	}
 	d := &driver{*socket, *profile, environment(env), joblog.New(talk), stdout}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
+	return guard(d.log, func() int {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+		defer stop()
+		code, ok := d.call(ctx, flags.Args())
+		if !ok {
+			return usageError(stderr, fmt.Sprintf("cannot do %q", strings.Join(flags.Args(), " ")))
+		}
+		return code
+	})
+}
+
+// call does what the runner asks; ok is false if that is no call.
+func (d *driver) call(ctx context.Context, args []string) (code int, ok bool) {
 	switch {
-	case call == "config" && len(rest) == 1:
-		code = d.config()
-	case call == "prepare" && len(rest) == 1:
-		code = d.stage(ctx, CallPrepare, "", "")
-	case call == "run" && len(rest) == 3:
-		code = d.stage(ctx, CallRun, rest[1], rest[2])
-	case call == "cleanup" && len(rest) == 1:
-		code = d.cleanup(ctx)
-	case call == "":
-		return usageError(stderr, "no call given")
-	default:
-		return usageError(stderr, fmt.Sprintf("cannot do %q", strings.Join(rest, " ")))
+	case args[0] == "config" && len(args) == 1:
+		return d.config(), true
+	case args[0] == "prepare" && len(args) == 1:
+		return d.stage(ctx, CallPrepare, "", ""), true
+	case args[0] == "run" && len(args) == 3:
+		return d.stage(ctx, CallRun, args[1], args[2]), true
+	case args[0] == "cleanup" && len(args) == 1:
+		return d.cleanup(ctx), true
 	}
-	return code
+	return 0, false
+}
+
+// guard turns a panic into a system failure. Left alone it would end in the
+// same exit code, but with goroutines' stacks in the job log.
+func guard(log *joblog.Log, do func() int) (code int) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error(fmt.Errorf("internal error: %v", p))
+			log.Hint("this is a fault of hallmark-executor " + Version + ": please report it with the line above")
+			code = exitSystemFailure
+		}
+	}()
+	return do()
 }
 
 func usageError(w io.Writer, problem string) int {

@@ -481,15 +481,16 @@ type rightsReader struct {
 func (r *rightsReader) Read(p []byte) (int, error) {
 	oob := make([]byte, syscall.CmsgSpace(4*maxFiles))
 	n, oobn, flags, _, err := r.conn.ReadMsgUnix(p, oob)
-	got, parseErr := receivedFDs(oob[:oobn])
+	if err != nil {
+		return 0, err // nothing was received, so there are no descriptors
+	}
+	got, err := receivedFDs(oob[:oobn])
 	r.fds = append(r.fds, got...)
 	first := !r.begun
 	r.begun = true
 	switch {
 	case err != nil:
-		return n, err
-	case parseErr != nil:
-		return 0, parseErr
+		return 0, err
 	case flags&syscall.MSG_CTRUNC != 0: // what did not fit the kernel has dropped
 		return 0, fmt.Errorf("more than %d descriptors", maxFiles)
 	case len(got) > 0 && !first:
