@@ -124,7 +124,8 @@ func unmountBelow(dir string) error {
 
 // mountsBelow lists mount points at and below dir, in the order of mounting.
 func mountsBelow(dir string) ([]string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	// Of this thread: the leader's may have been given another namespace.
+	f, err := os.Open("/proc/thread-self/mountinfo")
 	if err != nil {
 		return nil, err
 	}

@@ -145,8 +145,8 @@ func own(f *os.File, uid, gid, mode uint32) error {
 // freeze makes the overlay's superblock read-only. The kernel does so only
 // when no open file, mapping or unlinked file of any of its mounts can write.
 func freeze(ctx context.Context, root int) error {
-	ctx, stop := context.WithTimeout(ctx, busyFor)
-	defer stop()
+	deadline := time.NewTimer(busyFor)
+	defer deadline.Stop()
 	for {
 		err := readOnly(root)
 		if err == nil {
@@ -157,6 +157,8 @@ func freeze(ctx context.Context, root int) error {
 		}
 		select {
 		case <-ctx.Done():
+			return fmt.Errorf("workspace: seal: %w", ctx.Err())
+		case <-deadline.C:
 			return &sandbox.SecurityError{Err: fmt.Errorf("workspace: seal: a file below %s is still open for writing", buildsTarget)}
 		case <-time.After(busyWait):
 		}
