@@ -135,7 +135,7 @@ func hostConfig(c config.Sandboxd) (host.Config, error) {
 	return host.Config{
 		Users:    map[uint32]bool{0: true, uint32(uid): true},
 		StateDir: c.StateDir,
-		GitLab: c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner,
+		GitLab:   c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner,
 		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage,
 		DeclareSource: c.SourceMismatch == "declare", StopGrace: c.StopGrace,
 		Limits: sandbox.Limits{MemoryBytes: c.Limits.Memory, CPUs: c.Limits.CPUs, Pids: c.Limits.Pids,
