@@ -138,8 +138,8 @@ func (p Policy) allows(n Name) error {
 	}
 }
 
-// plain reports whether the registry is spoken to without TLS.
-func (p Policy) plain(registry string) bool {
+// Plain reports whether the registry is spoken to without TLS.
+func (p Policy) Plain(registry string) bool {
 	host := registry
 	if i := strings.LastIndexByte(registry, ':'); i >= 0 && !strings.HasSuffix(registry, "]") {
 		host = registry[:i]
@@ -188,7 +188,7 @@ func (r *Resolver) client(n Name, creds Credentials) (*asker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", n, err)
 	}
-	return &asker{name: n, ref: n.ref(r.policy.plain(n.Registry)), puller: p}, nil
+	return &asker{name: n, ref: n.ref(r.policy.Plain(n.Registry)), puller: p}, nil
 }
 
 func (a *asker) get(ctx context.Context, ref name.Reference) (*remote.Descriptor, error) {

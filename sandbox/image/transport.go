@@ -50,7 +50,7 @@ func (p Policy) Transport() (http.RoundTripper, error) {
 		MaxIdleConnsPerHost:    8,
 		MaxResponseHeaderBytes: 64 << 10,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if slices.Contains(exempt, addr) || p.plain(addr) {
+			if slices.Contains(exempt, addr) || p.Plain(addr) {
 				return free.DialContext(ctx, network, addr)
 			}
 			return checked.DialContext(ctx, network, addr)
@@ -121,7 +121,7 @@ type plainGuard struct {
 }
 
 func (g plainGuard) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != "https" && !g.policy.plain(strings.ToLower(r.URL.Host)) {
+	if r.URL.Scheme != "https" && !g.policy.Plain(strings.ToLower(r.URL.Host)) {
 		return nil, errPlain
 	}
 	return g.next.RoundTrip(r)

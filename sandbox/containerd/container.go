@@ -1,0 +1,514 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	client "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/containerd/initproto"
+)
+
+// Times that init gets.
+const (
+	connectTimeout = 30 * time.Second
+	// answerTimeout is how long after SIGKILL a stage may still be there
+	// before its whole container is killed.
+	answerTimeout = 15 * time.Second
+	killTimeout   = 30 * time.Second
+)
+
+const (
+	labelSession = "build.hallmark.session"
+	labelRole    = "build.hallmark.role"
+)
+
+var (
+	errGone   = errors.New("the container ended while it was in use")
+	errKilled = errors.New("the container was killed")
+)
+
+// A Container is one running container. Its methods may be called from several
+// goroutines; stages run one after another.
+type Container struct {
+	runtime *Runtime
+	box     box
+	session string
+
+	turn chan struct{} // holds a token while no stage runs
+	seq  uint32        // of the last stage; whoever has the token may change it
+	link *link         // nil until init has connected
+
+	mu     sync.Mutex
+	pidfd  *os.File // of init; nil before it is known
+	killed bool
+
+	deleting sync.Mutex
+	deleted  bool
+}
+
+// Create makes a container. Its init has connected, and the CA is in the trust
+// stores, when it returns. Trouble that the image causes is a
+// *sandbox.UserError.
+func (r *Runtime) Create(ctx context.Context, spec sandbox.Spec) (*Container, error) {
+	if err := check(spec); err != nil {
+		return nil, fmt.Errorf("container: %w", err)
+	}
+	r.quiet.RLock()
+	defer r.quiet.RUnlock()
+	c := &Container{
+		runtime: r,
+		box:     r.newBox(spec.Session, string(spec.Role)),
+		session: spec.Session,
+		turn:    make(chan struct{}, 1),
+	}
+	// A directory that exists belongs to a container that exists.
+	if err := os.Mkdir(c.box.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.box.id, err)
+	}
+	r.held.enter(spec.Session)
+	if err := c.build(ctx, spec); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		if err := c.Delete(undo); err != nil {
+			r.log.Error("container left behind", "container", c.box.id, "error", err)
+		}
+		return nil, fmt.Errorf("container %s: %w", c.box.id, err)
+	}
+	c.turn <- struct{}{}
+	return c, nil
+}
+
+// build does the steps of Create; Delete undoes those that were done.
+func (c *Container) build(ctx context.Context, spec sandbox.Spec) error {
+	if err := c.box.fill(spec); err != nil {
+		return err
+	}
+	l, err := listen(c.box, spec.IDs)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	task, err := c.runtime.newTask(ctx, spec, c.box)
+	if err != nil {
+		return err
+	}
+	if err := c.boot(ctx, task, l, spec.IDs.First); err != nil {
+		return err
+	}
+	return c.setup(ctx, spec)
+}
+
+// newTask makes snapshot, container and task; init does not run yet.
+func (r *Runtime) newTask(ctx context.Context, spec sandbox.Spec, b box) (client.Task, error) {
+	img, err := r.client.GetImage(ctx, spec.Image)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", spec.Image, err)
+	}
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: spec.IDs.First, Size: spec.IDs.Count}}
+	name, opts := r.shim()
+	ctr, err := r.client.NewContainer(ctx, b.id,
+		client.WithSnapshotter(snapshotter),
+		client.WithNewSnapshot(b.id, img, client.WithUserNSRemapperLabels(ids, ids)),
+		client.WithRuntime(name, opts),
+		client.WithSpec(r.ociSpec(spec, b)),
+		client.WithContainerLabels(map[string]string{labelSession: spec.Session, labelRole: string(spec.Role)}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	task, err := ctr.NewTask(ctx, cio.NullIO)
+	if err != nil {
+		return nil, fmt.Errorf("task: %w", err)
+	}
+	return task, nil
+}
+
+// shim names the runtime: ours with the private instance; with the admin's the
+// one that it finds, which must be of its own version.
+func (r *Runtime) shim() (string, *options.Options) {
+	if r.daemon == nil {
+		return "io.containerd.runc.v2", &options.Options{Root: r.layout.runc}
+	}
+	return r.bin("containerd-shim-runc-v2"), &options.Options{BinaryName: r.bin("runc"), Root: r.layout.runc}
+}
+
+// boot starts init and waits until it has connected.
+func (c *Container) boot(ctx context.Context, task client.Task, l *net.UnixListener, root uint32) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timer := time.AfterFunc(connectTimeout, func() { cancel(errors.New("init does not connect")) })
+	defer timer.Stop()
+
+	exit, err := task.Wait(ctx)
+	if err != nil {
+		return fmt.Errorf("task: %w", err)
+	}
+	if err := task.Start(ctx); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case s := <-exit:
+			cancel(earlyExit(s))
+		case <-ctx.Done():
+		}
+	}()
+	defer func() { cancel(nil); <-watched }()
+	link, err := accept(ctx, l, int(task.Pid()), root)
+	if err != nil {
+		return err
+	}
+	c.link = link
+	fd, err := unix.PidfdOpen(int(task.Pid()), 0)
+	if err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// setup shows that init lived after this, so that the number was its own.
+	c.pidfd = os.NewFile(uintptr(fd), "pidfd")
+	return nil
+}
+
+func earlyExit(s client.ExitStatus) error {
+	switch code, _, err := s.Result(); {
+	case err != nil:
+		return fmt.Errorf("init: %w", err)
+	case code == initproto.ExitHarden:
+		return errors.New("init ended: the kernel does not let it protect itself")
+	case code == initproto.ExitConnect:
+		return errors.New("init ended: it could not connect")
+	default:
+		return fmt.Errorf("init ended with status %d", code)
+	}
+}
+
+// setup has init do what comes before any stage.
+func (c *Container) setup(ctx context.Context, spec sandbox.Spec) error {
+	m := initproto.Setup{CA: spec.CA, MaxID: spec.IDs.Count - 1}
+	if !spec.ReadOnly {
+		m.Files = etcFiles(spec)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.New("init does not answer"))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { c.link.conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := c.link.send(m); err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	answer, err := c.link.receive()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	switch a := answer.(type) {
+	case initproto.Ready:
+		c.runtime.log.Debug("container ready", "container", c.box.id, "trust_stores", len(a.Stores))
+		return nil
+	case initproto.Failed:
+		return refusal(a)
+	}
+	return errors.New("init: answers out of order")
+}
+
+// refusal turns init's words into the error of whoever is to blame.
+func refusal(f initproto.Failed) error {
+	err := errors.New(printable(f.Text))
+	hint := ""
+	switch f.Reason {
+	case initproto.NoShell:
+		hint = "the job's script needs a shell: use an image with bash or sh (distroless images often have a -debug variant with /busybox/sh)"
+	case initproto.NoUser:
+		hint = "use a user that the image has, or a number, as in 1000:1000"
+	case initproto.NoCommand:
+		hint = "check the image's entrypoint; it must exist in the image and exec its arguments"
+	case initproto.NotRun:
+		hint = "check that the image is for this platform, and that the user may execute the file"
+	case initproto.BadImage:
+		hint = "the image has something unusual in /etc: use another base image"
+	default:
+		return fmt.Errorf("init: %w", err)
+	}
+	return &sandbox.UserError{Err: err, Hint: hint}
+}
+
+// printable keeps a text from the container to one line.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\uFFFD' || r == '\u2028' || r == '\u2029' {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// Run runs one process and returns when nothing of the stage is left. When ctx
+// ends, every process of the stage gets SIGTERM, and SIGKILL after p.Grace; Run
+// then returns how the process ended and the context's cause. A
+// *sandbox.UserError says that the image cannot run what was asked for; any
+// other error that the container is no longer usable, but for the context's.
+func (c *Container) Run(ctx context.Context, p sandbox.Process) (sandbox.Exit, error) {
+	select {
+	case <-c.turn:
+		defer func() { c.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return sandbox.Exit{}, context.Cause(ctx)
+	}
+	if ctx.Err() != nil {
+		return sandbox.Exit{}, context.Cause(ctx)
+	}
+	c.seq++
+	before := c.oomKills()
+	start := initproto.Start{Seq: c.seq, Args: p.Args, Shell: p.Shell, Env: p.Env, Dir: p.Dir, User: p.User}
+	if start.Dir == "" {
+		start.Dir = "/"
+	}
+	if err := c.begin(start, p.Stdin, p.Stdout, p.Stderr); err != nil {
+		return sandbox.Exit{}, c.fault(err)
+	}
+	over := make(chan struct{})
+	stopped := make(chan bool, 1)
+	go func() { stopped <- c.stopWith(ctx, start.Seq, p.Grace, over) }()
+	end, err := c.ending(start.Seq)
+	close(over)
+	wasStopped := <-stopped
+	if err != nil {
+		return sandbox.Exit{}, c.fault(err)
+	}
+	exit := sandbox.Exit{Code: int(end.Code), Signal: int(end.Signal), OOM: c.oomKills() > before, Duration: end.Duration}
+	if wasStopped {
+		return exit, context.Cause(ctx)
+	}
+	return exit, nil
+}
+
+// begin checks what init would end for, and sends it.
+func (c *Container) begin(m initproto.Start, files ...*os.File) error {
+	b, err := initproto.Encode(m)
+	if errors.Is(err, initproto.ErrTooLarge) {
+		return &sandbox.UserError{Err: fmt.Errorf("command and environment: %w", err), Hint: "make the image's environment smaller"}
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := initproto.Decode(b); err != nil {
+		return fmt.Errorf("process: not one that can be started: %w", err)
+	}
+	return c.link.send(m, files...)
+}
+
+// ending waits for the stage's end.
+func (c *Container) ending(seq uint32) (initproto.Exited, error) {
+	m, err := c.link.receive()
+	if err != nil {
+		return initproto.Exited{}, err
+	}
+	switch m := m.(type) {
+	case initproto.Exited:
+		if m.Seq == seq {
+			return m, nil
+		}
+	case initproto.Failed:
+		if m.Seq == seq {
+			return initproto.Exited{}, refusal(m)
+		}
+	}
+	return initproto.Exited{}, errors.New("init: answers out of order")
+}
+
+// stopWith stops the stage when ctx ends before the stage does, and reports
+// whether it had to.
+func (c *Container) stopWith(ctx context.Context, seq uint32, grace time.Duration, over <-chan struct{}) bool {
+	select {
+	case <-over:
+		return false
+	case <-ctx.Done():
+	}
+	for _, step := range []struct {
+		signal unix.Signal
+		wait   time.Duration
+	}{{unix.SIGTERM, grace}, {unix.SIGKILL, answerTimeout}} {
+		if err := c.link.send(initproto.Signal{Seq: seq, Signal: uint8(step.signal)}); err != nil {
+			break
+		}
+		timer := time.NewTimer(step.wait)
+		select {
+		case <-over:
+			timer.Stop()
+			return true
+		case <-timer.C:
+		}
+	}
+	// Init is trusted for what it says, not for saying something.
+	kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	if err := c.Kill(kill); err != nil {
+		c.runtime.log.Error("container cannot be killed", "container", c.box.id, "error", err)
+		c.link.conn.Close()
+	}
+	return true
+}
+
+// fault words an error after which the container is of no use. Those of the
+// user's pass through.
+func (c *Container) fault(err error) error {
+	var user *sandbox.UserError
+	if errors.As(err, &user) {
+		return err
+	}
+	c.mu.Lock()
+	killed := c.killed
+	c.mu.Unlock()
+	if killed {
+		return fmt.Errorf("container %s: %w", c.box.id, errKilled)
+	}
+	if c.oomKills() > 0 {
+		return fmt.Errorf("container %s: %w, out of memory: %w", c.box.id, errGone, err)
+	}
+	return fmt.Errorf("container %s: %w: %w", c.box.id, errGone, err)
+}
+
+func (c *Container) oomKills() int64 { return c.runtime.cgroups.oomKills(c.box.cgroup) }
+
+// Kill kills every process of the container. All are dead when it returns nil:
+// the kernel lets a pid namespace's first process end only after all others.
+func (c *Container) Kill(ctx context.Context) error {
+	c.mu.Lock()
+	c.killed = true
+	fd, err := c.init()
+	c.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("container %s: kill: %w", c.box.id, err)
+	}
+	if fd < 0 {
+		return c.runtime.killTask(ctx, c.box.id)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("container %s: kill: %w", c.box.id, err)
+	}
+	return c.awaitDeath(ctx, fd)
+}
+
+// init is a descriptor of init, the caller's to close, or -1 if there is none.
+// The caller holds mu.
+func (c *Container) init() (int, error) {
+	if c.pidfd == nil {
+		return -1, nil
+	}
+	return unix.FcntlInt(c.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+}
+
+func (c *Container) awaitDeath(ctx context.Context, fd int) error {
+	for {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 100)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("container %s: kill: %w", c.box.id, err)
+		}
+		if n > 0 {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("container %s: kill: %w", c.box.id, context.Cause(ctx))
+		}
+	}
+}
+
+// killTask kills a task that this process has no descriptor of.
+func (r *Runtime) killTask(ctx context.Context, id string) error {
+	task, err := r.task(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := client.WithProcessKill(ctx, task); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("container %s: kill: %w", id, err)
+	}
+	return nil
+}
+
+func (r *Runtime) task(ctx context.Context, id string) (client.Task, error) {
+	ctr, err := r.client.LoadContainer(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return ctr.Task(ctx, nil)
+}
+
+// Delete kills the container and removes all that belongs to it. It may be
+// called again, and on what Create had to leave half-built.
+func (c *Container) Delete(ctx context.Context) error {
+	c.deleting.Lock()
+	defer c.deleting.Unlock()
+	if c.deleted {
+		return nil
+	}
+	if err := c.Kill(ctx); err != nil {
+		return err
+	}
+	if c.link != nil {
+		c.link.conn.Close()
+	}
+	if err := c.runtime.remove(ctx, c.box); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pidfd != nil {
+		c.pidfd.Close()
+		// A Kill from now on goes by name, and finds nothing.
+		c.pidfd = nil
+	}
+	c.deleted = true
+	c.runtime.held.leave(c.session, c.runtime.cgroups)
+	return nil
+}
+
+// remove removes task, container, snapshot, cgroup and directory, each as far
+// as it is there.
+func (r *Runtime) remove(ctx context.Context, b box) error {
+	task, err := r.task(ctx, b.id)
+	if err == nil {
+		_, err = task.Delete(ctx, client.WithProcessKill)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("container %s: task: %w", b.id, err)
+	}
+	if err := r.client.ContainerService().Delete(ctx, b.id); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("container %s: %w", b.id, err)
+	}
+	if err := r.client.SnapshotService(snapshotter).Remove(ctx, b.id); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("container %s: snapshot: %w", b.id, err)
+	}
+	if err := r.cgroups.remove(ctx, b.cgroup); err != nil {
+		return fmt.Errorf("container %s: %w", b.id, err)
+	}
+	if err := os.RemoveAll(filepath.Join(r.layout.runc, r.cfg.Namespace, b.id)); err != nil {
+		return fmt.Errorf("container %s: %w", b.id, err)
+	}
+	if err := os.RemoveAll(b.dir); err != nil {
+		return fmt.Errorf("container %s: %w", b.id, err)
+	}
+	return nil
+}
