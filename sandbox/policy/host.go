@@ -34,7 +34,11 @@ func CanonicalHost(host string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("host %q: not a host name", clip(host))
 	}
-	name = strings.ToLower(name)
+	// The result must be its own canonical form, else two comparisons of one
+	// name could differ.
+	if again, err := idna.Lookup.ToASCII(name); err != nil || again != name {
+		return "", fmt.Errorf("host %q: not a host name", clip(host))
+	}
 	if err := checkName(name); err != nil {
 		return "", fmt.Errorf("host %q: %w", clip(host), err)
 	}
