@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"hallmark.build/sandbox/record"
@@ -71,6 +72,9 @@ func Statements(entries []record.Entry, facts Facts) ([]Statement, error) {
 	s, err := check(entries)
 	if err != nil {
 		return nil, err
+	}
+	if !strings.HasSuffix(facts.BuilderID, "/"+s.opened.Profile) {
+		return nil, &Refusal{BuilderContradiction, 0, fmt.Sprintf("builder id %s is not of profile %s", facts.BuilderID, s.opened.Profile)}
 	}
 	all, refusal := subjects(s)
 	if refusal != nil {

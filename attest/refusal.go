@@ -19,6 +19,7 @@ const (
 	ChainBroken          Reason = "chain_broken"           // entries do not follow one another
 	NotOpened            Reason = "not_opened"             // the first entry does not open a job
 	ProfileUnknown       Reason = "profile_unknown"        // no such security mode
+	BuilderContradiction Reason = "builder_contradiction"  // the builder id is another profile's
 	NetworkContradiction Reason = "network_contradiction"  // the network is not the profile's
 	FactsContradiction   Reason = "facts_contradiction"    // external parameters against GitLab's facts
 	NumberTooLarge       Reason = "number_too_large"       // JSON readers would change it
