@@ -11,6 +11,7 @@ import (
 	"mime/multipart"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,11 +39,17 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) {
 
 // request hands out the next job, waiting a little for one.
 func (s *Server) request(w http.ResponseWriter, r *http.Request) {
-	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, maxBody))
+	var in struct {
+		Token string `json:"token"`
+	}
+	if err := readJSON(r, &in); err != nil {
+		refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
 	deadline := time.NewTimer(s.opts.LongPoll)
 	defer deadline.Stop()
 	for {
-		a, added := s.take()
+		a, added := s.take(in.Token)
 		if a != nil {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusCreated)
@@ -60,17 +67,19 @@ func (s *Server) request(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// take starts the next queued job, or says how to learn of a new one.
-func (s *Server) take() (*Attempt, <-chan struct{}) {
+// take starts the next job for a runner, or says how to learn of a new one.
+func (s *Server) take(runner string) (*Attempt, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.queue) == 0 {
-		return nil, s.added
+	for i, a := range s.queue {
+		if a.Job.Runner != "" && a.Job.Runner != runner {
+			continue
+		}
+		s.queue = slices.Delete(s.queue, i, i+1)
+		a.state = Running
+		return a, nil
 	}
-	a := s.queue[0]
-	s.queue = s.queue[1:]
-	a.state = Running
-	return a, nil
+	return nil, s.added
 }
 
 // attempt finds the job that a runner's or helper's request is about, and

@@ -296,3 +296,18 @@ func TestDependencies(t *testing.T) {
 		t.Error("an unknown dependency was taken")
 	}
 }
+
+func TestJobWaitsForItsRunner(t *testing.T) {
+	s, _ := world(t)
+	if _, err := s.AddJob(Job{Runner: "glrt-one"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		token string
+		want  int
+	}{{"glrt-two", 204}, {"", 204}, {"glrt-one", 201}, {"glrt-one", 204}} {
+		if status, _, _ := do(t, "POST", s.URL()+"/api/v4/jobs/request", "", `{"token":"`+c.token+`"}`); status != c.want {
+			t.Errorf("runner %q: %d, want %d", c.token, status, c.want)
+		}
+	}
+}

@@ -39,6 +39,9 @@ type Job struct {
 	Depth        int           // 20; negative for the whole history
 	Timeout      time.Duration // 10 minutes
 
+	// Runner is the token of the only runner that gets the job, as tags would
+	// have it. Empty for any.
+	Runner string
 	// Held keeps the job out of the queue until Release.
 	Held bool
 	// Change has the last word on the payload, as decoded JSON.

@@ -1,0 +1,70 @@
+# Hallmark. `make` builds, `make test` proves, `make demo` shows.
+#
+# Every target does the set-up that it needs, and a second run does only what
+# has changed: the Go build cache, images by content key, tools by version.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS   += --no-builtin-rules
+
+VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS   := -s -w -X main.version=$(VERSION) -X hallmark.build/executor.Version=$(VERSION)
+CACHE     := .cache/bin
+SETUP     := integration/setup
+# Flags for `go test`, e.g. make test TESTFLAGS='-v -run Cancel' TESTS=./integration
+TESTFLAGS ?=
+TESTS     ?= ./...
+FUZZTIME  ?= 5s
+
+export GOFLAGS := -buildvcs=false
+
+.PHONY: all build deps runtime runner tools test demo lint race fuzz bench clean
+
+all: build
+
+# Our programs, all of them static: hallmark-init runs in images that have no
+# libraries, and the others have no reason to need some.
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+# What the system must have, installed where it is missing.
+deps:
+	@$(SETUP)/deps.sh
+
+# containerd and runc, the pair that sandboxd starts; runc with seccomp.
+runtime: deps
+	@$(SETUP)/tools.sh $(CACHE) containerd runc
+
+# The real GitLab Runner, unless GITLAB_RUNNER names an installed one.
+runner:
+	@test -n "$${GITLAB_RUNNER:-}" || $(SETUP)/runner.sh $(CACHE)
+
+# What the tests call besides.
+tools: runtime runner
+	@$(SETUP)/tools.sh $(CACHE) cosign
+
+test: build tools
+	go test -timeout 40m $(TESTFLAGS) $(TESTS)
+	cd integration/gitlab-runner/standins/phrasestream && go test $(TESTFLAGS) ./...
+
+demo: build tools
+	@go run ./integration/demo
+
+lint:
+	@$(SETUP)/lint.sh $(CACHE)
+
+# The integration tests run other programs, which a race detector in the test's
+# own process does not see into.
+race: deps runtime
+	go test -race -timeout 30m $(TESTFLAGS) $$(go list ./... | grep -v '^hallmark.build/integration$$')
+
+# Every fuzz target that there is, for a little while each.
+fuzz:
+	@$(SETUP)/fuzz.sh $(FUZZTIME)
+
+bench: build tools
+	go test -run '^$$' -bench . -benchmem -timeout 60m $(TESTFLAGS) $(TESTS)
+
+clean:
+	rm -rf bin .cache

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# lint.sh DIR: formatting, go vet and staticcheck (kept in DIR) over all packages.
+set -euo pipefail
+
+"$(dirname "$0")/tools.sh" "$1" staticcheck
+unformatted=$(git ls-files -z -- '*.go' | xargs -0 gofmt -l)
+if [ -n "$unformatted" ]; then
+	printf 'not formatted:\n%s\n' "$unformatted" >&2
+	exit 1
+fi
+go vet ./...
+"$1/staticcheck" ./...
+echo "lint: nothing to say"

@@ -1,0 +1,111 @@
+package world
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"hallmark.build/integration/images"
+)
+
+// Files of configuration, at the places where programs look.
+const (
+	caFile       = "/etc/hallmark/internet-ca.pem"
+	sandboxdFile = "/etc/hallmark/sandboxd.toml"
+	attestdFile  = "/etc/hallmark/attestd.toml"
+	runnerFile   = "/etc/gitlab-runner/config.toml"
+
+	sandboxdSocket = "/run/hallmark/sandboxd.sock"
+	attestdHTTP    = "127.0.0.1:8470"
+)
+
+// AttestdURL is where people read bundles.
+const AttestdURL = "http://" + attestdHTTP
+
+// configure writes every program's configuration and says how it is started.
+// What can be left at its default is left at it.
+func (w *World) configure() error {
+	helper := w.Pinned[images.Helper]
+	if helper == "" {
+		return fmt.Errorf("a world needs the image %s", images.Helper)
+	}
+	for file, content := range map[string]string{
+		caFile:       string(w.caPEM),
+		sandboxdFile: sandboxdConfig(helper),
+		attestdFile: fmt.Sprintf("gitlab_url = %q\ngitlab_ca = %q\nbuilder_uri = %q\npublic_url = %q\n",
+			"https://"+GitLabName, caFile, BuilderURI, AttestdURL),
+	} {
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	w.Attestd = &Daemon{
+		Name: "hallmark-attestd", UID: AttestdUID, log: filepath.Join(w.logs, "attestd.log"),
+		Args:  []string{"/usr/lib/hallmark/hallmark-attestd", "-config", attestdFile},
+		ready: dialable("tcp", attestdHTTP),
+	}
+	w.Sandboxd = &Daemon{
+		Name: "hallmark-sandboxd", log: filepath.Join(w.logs, "sandboxd.log"),
+		Args:  []string{"/usr/lib/hallmark/hallmark-sandboxd", "-config", sandboxdFile},
+		ready: dialable("unix", sandboxdSocket),
+	}
+	w.Runner = &Daemon{
+		Name: "gitlab-runner", UID: RunnerUID, log: filepath.Join(w.logs, "gitlab-runner.log"),
+		Args: []string{"/usr/lib/hallmark/gitlab-runner", "run", "--config", runnerFile, "--working-directory", "/var/lib/gitlab-runner"},
+		Env:  []string{"TMPDIR=/var/lib/gitlab-runner/tmp"},
+	}
+	if err := makeDir("/var/lib/gitlab-runner/tmp", 0o700, RunnerUID); err != nil {
+		return err
+	}
+	return w.configureRunner()
+}
+
+func sandboxdConfig(helper string) string {
+	return fmt.Sprintf(`# The sandbox daemon of the tests. Fields that are not here have their defaults.
+gitlab_url = "https://%s"
+gitlab_ca = %q
+gitlab_runner = "/usr/lib/hallmark/gitlab-runner"
+helper_image = %q
+upstream_ca = %q
+stop_grace = "3s"
+
+[images]
+allowed = ["%s:5000/ci/**"]
+plain_http = ["%[5]s:5000"]
+
+[limits]
+memory = "2GiB"
+pids = 1024
+
+[[allow]]
+name = "packages"
+host = "%s"
+`, GitLabName, caFile, helper, caFile, RegistryName, PackagesName)
+}
+
+// configureRunner writes the runner's config.toml with the section that
+// `hallmark runner config` prints for each profile.
+func (w *World) configureRunner() error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "concurrent = 4\ncheck_interval = 1\nlog_level = \"info\"\nshutdown_timeout = 20\n")
+	for _, r := range []struct{ name, token, profile string }{
+		{"hermetic", Hermetic, "hermetic"}, {"firewalled", Firewalled, "firewalled"}, {"shell", Shell, ""},
+	} {
+		fmt.Fprintf(&b, "\n[[runners]]\n  name = %q\n  id = 7\n  url = \"https://%s\"\n  token = %q\n  tls-ca-file = %q\n", r.name, GitLabName, r.token, caFile)
+		if r.profile == "" {
+			fmt.Fprintf(&b, "  executor = \"shell\"\n  shell = \"bash\"\n")
+			continue
+		}
+		section, errs, code, err := w.Program(context.Background(), "hallmark", "runner", "config", "--profile", r.profile, "--driver", "/usr/lib/hallmark/hallmark-executor")
+		if err != nil || code != 0 {
+			return fmt.Errorf("hallmark runner config: exit %d, %w\n%s", code, err, errs)
+		}
+		b.WriteString(section)
+	}
+	if err := os.WriteFile(runnerFile, []byte(b.String()), 0o600); err != nil {
+		return err
+	}
+	return os.Chown(runnerFile, RunnerUID, RunnerUID)
+}
