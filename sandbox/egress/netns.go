@@ -191,6 +191,23 @@ func (ns *namespace) listen(ctx context.Context, six bool) error {
 	if ns.dns6, err = net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6zero, Port: dnsPort}); err != nil {
 		return fmt.Errorf("network namespace: %w", err)
 	}
+	return freebind(ns.dns6)
+}
+
+// freebind lets a socket answer from any address. For IPv4 the local route is
+// enough; IPv6 asks for an address on a device.
+func freebind(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	var optErr error
+	err = raw.Control(func(fd uintptr) {
+		optErr = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+	})
+	if err = errors.Join(err, optErr); err != nil {
+		return fmt.Errorf("network namespace: answer from any address: %w", err)
+	}
 	return nil
 }
 

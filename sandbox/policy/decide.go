@@ -21,6 +21,10 @@ func (p Policy) Decide(r Request) Decision {
 	case !r.Stage.Known() || r.Stage.Role() != r.Role:
 		return Decision{Rule: RuleStage, Reason: fmt.Sprintf("stage %q has no permission in the %s container", clip(string(r.Stage)), clip(string(r.Role)))}
 	}
+	if r.Stage.Tenant() && p.Profile == sandbox.Hermetic {
+		return Decision{Rule: RuleHermetic, Reason: "under the hermetic profile build steps reach nothing",
+			Remedy: "vendor the dependency, put it into the image, or pick the firewalled profile by its runner tag"}
+	}
 	if d, ok := wellFormed(r); !ok {
 		return d
 	}
@@ -72,14 +76,10 @@ func forwardable(method string) bool {
 	return true
 }
 
-// tenant decides for stages whose scripts the tenant wrote.
+// tenant decides for stages whose scripts the tenant wrote, under any profile
+// but the hermetic one.
 func (p Policy) tenant(r Request) Decision {
-	switch p.Profile {
-	case sandbox.Hermetic:
-		return Decision{Rule: RuleHermetic, Reason: "under the hermetic profile build steps reach nothing",
-			Remedy: "vendor the dependency, put it into the image, or pick the firewalled profile by its runner tag"}
-	case sandbox.Firewalled:
-	default:
+	if p.Profile != sandbox.Firewalled {
 		return Decision{Rule: RuleDefault, Reason: "no profile is set"}
 	}
 	gitlab := p.gitLabHost(r.Host)
