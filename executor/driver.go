@@ -17,8 +17,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"hallmark.build/executor/joblog"
 )
 
 // The exit codes that GitLab Runner understands. It compares with these
@@ -79,7 +77,7 @@ func (e *driverError) Unwrap() error { return e.err }
 type driver struct {
 	socket, profile string
 	env             environment
-	log             *joblog.Log
+	talk            talk
 	stdout          *os.File
 }
 
@@ -105,12 +103,12 @@ func Main(args, env []string, stdin, stdout, stderr *os.File) int {
 	// Whose output the runner shows where: config's stdout is the answer, and
 	// cleanup's is thrown away. Prepare and run have one stream, since the
 	// runner mixes two of them in the middle of lines.
-	talk := stderr
+	out := stderr
 	if call := Call(flags.Arg(0)); call == CallPrepare || call == CallRun {
-		talk = stdout
+		out = stdout
 	}
-	d := &driver{*socket, *profile, environment(env), joblog.New(talk), stdout}
-	return guard(d.log, func() int {
+	d := &driver{*socket, *profile, environment(env), talk{out}, stdout}
+	return guard(d.talk, func() int {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 		defer stop()
 		code, ok := d.call(ctx, flags.Args())
@@ -138,11 +136,11 @@ func (d *driver) call(ctx context.Context, args []string) (code int, ok bool) {
 
 // guard turns a panic into a system failure. Left alone it would end in the
 // same exit code, but with goroutines' stacks in the job log.
-func guard(log *joblog.Log, do func() int) (code int) {
+func guard(t talk, do func() int) (code int) {
 	defer func() {
 		if p := recover(); p != nil {
-			log.Error(fmt.Errorf("internal error: %v", p))
-			log.Hint("this is a fault of hallmark-executor " + Version + ": please report it with the line above")
+			t.error(fmt.Errorf("internal error: %v", p))
+			t.hint("this is a fault of hallmark-executor " + Version + ": please report it with the line above")
 			code = exitSystemFailure
 		}
 	}()
@@ -150,16 +148,16 @@ func guard(log *joblog.Log, do func() int) (code int) {
 }
 
 func usageError(w io.Writer, problem string) int {
-	joblog.New(w).Error(errors.New(problem))
+	talk{w}.error(errors.New(problem))
 	io.WriteString(w, usage)
 	return exitSystemFailure
 }
 
 // fail reports an error of this side: the system's.
 func (d *driver) fail(err error) int {
-	d.log.Error(err)
+	d.talk.error(err)
 	if e, ok := errors.AsType[*driverError](err); ok && e.hint != "" {
-		d.log.Hint(e.hint)
+		d.talk.hint(e.hint)
 	}
 	return exitSystemFailure
 }
@@ -345,12 +343,12 @@ func (d *driver) tell(r Reply) {
 	switch {
 	case r.Message == "":
 	case r.Outcome == OK:
-		d.log.Printf("%s", r.Message)
+		d.talk.line(r.Message)
 	default:
-		d.log.Error(errors.New(r.Message))
+		d.talk.error(errors.New(r.Message))
 	}
 	if r.Hint != "" {
-		d.log.Hint(r.Hint)
+		d.talk.hint(r.Hint)
 	}
 }
 

@@ -12,22 +12,34 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"hallmark.build/executor/joblog"
 )
 
 // TestPanicIsASystemFailure: a driver that crashes never blames the job.
 func TestPanicIsASystemFailure(t *testing.T) {
 	var b bytes.Buffer
-	code := guard(joblog.New(&b), func() int {
+	code := guard(talk{&b}, func() int {
 		var list []int
 		return list[len(list)]
 	})
 	if code != exitSystemFailure || !strings.Contains(b.String(), "internal error: runtime error: index out of range") {
 		t.Errorf("exit code %d, log %q", code, b.String())
 	}
-	if code := guard(joblog.New(&b), func() int { return exitBuildFailure }); code != exitBuildFailure {
+	if code := guard(talk{&b}, func() int { return exitBuildFailure }); code != exitBuildFailure {
 		t.Errorf("exit code %d without a panic", code)
+	}
+}
+
+func TestTalk(t *testing.T) {
+	var b bytes.Buffer
+	out := talk{&b}
+	hostile := "a\x1b[2J\r\nerror: forged\x1b[0Ksection_start:1:x\r\u202e\u009b1m\xff\u2028ü源"
+	out.error(errors.New(hostile))
+	out.hint(hostile)
+	out.line(hostile)
+	const clean = "a[2J  error: forged[0Ksection_start:1:x 1m\uFFFD ü源\n"
+	want := "\x1b[31;1merror:\x1b[0;m " + clean + "\x1b[0;mhint: " + clean + "\x1b[0;m" + clean
+	if b.String() != want {
+		t.Errorf("got  %q\nwant %q", b.String(), want)
 	}
 }
 
