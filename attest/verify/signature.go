@@ -163,8 +163,9 @@ func checkLog(b *parsedBundle, trusted *root.TrustedRoot) Check {
 
 // checkSignature verifies the signature with the certificate's key. If all else
 // is well it asks sigstore-go for the whole once more, so that our order of
-// its parts is never less than its own.
-func checkSignature(b *parsedBundle, trusted *root.TrustedRoot, who signer, others bool) Check {
+// its parts is never less than its own. (What has failed already it need not
+// refuse again.)
+func checkSignature(b *parsedBundle, trusted *root.TrustedRoot, who signer, whole bool) Check {
 	c := Check{Name: "signature", Required: true}
 	key, ok := b.leaf.PublicKey.(*ecdsa.PublicKey)
 	if !ok || key.Curve != elliptic.P256() {
@@ -186,7 +187,7 @@ func checkSignature(b *parsedBundle, trusted *root.TrustedRoot, who signer, othe
 		c.Evidence = []string{oneLine(err)}
 		return c
 	}
-	if others {
+	if whole {
 		if err := verifyWhole(b, trusted, who); err != nil {
 			c.Status, c.Detail = Fail, "sigstore-go refuses the bundle"
 			c.Evidence = []string{oneLine(err)}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sigstore/sigstore-go/pkg/root"
 
+	"hallmark.build/attest"
 	"hallmark.build/attest/policy"
 )
 
@@ -122,13 +123,14 @@ func judge(v Verdict, now time.Time, text []byte, pol policy.Policy, trusted *ro
 	certified, who := checkCertificate(b, trusted, times)
 	logged := checkLog(b, trusted)
 	others := stamped.Status == Pass && certified.Status == Pass && logged.Status != Fail
-	signed := checkSignature(b, trusted, who, others)
+	s, err := readStatement(b.payload) // says nothing yet
+	sound := s != nil && err == nil && b.payloadType == attest.PayloadType
+	signed := checkSignature(b, trusted, who, others && sound)
 	v.Checks = []Check{form, signed, stamped, certified, logged}
 	if !others || signed.Status != Pass {
 		v.Checks = append(v.Checks, rest(len(v.Checks), "nobody trusted has signed it")...)
 		return settle(v)
 	}
-	s, err := readStatement(b.payload)
 	if s == nil {
 		v.Checks = append(v.Checks, Check{Name: "statement", Status: Fail, Detail: oneLine(err), Required: true})
 		v.Checks = append(v.Checks, rest(len(v.Checks), "the statement could not be read")...)
