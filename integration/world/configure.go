@@ -85,27 +85,41 @@ host = "%s"
 `, GitLabName, caFile, helper, caFile, RegistryName, PackagesName)
 }
 
-// configureRunner writes the runner's config.toml with the section that
-// `hallmark runner config` prints for each profile.
+// configureRunner writes the runner's config.toml: the block that `hallmark
+// runner config` prints for each profile, with the token that registering gave.
 func (w *World) configureRunner() error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "concurrent = 4\ncheck_interval = 1\nlog_level = \"info\"\nshutdown_timeout = 20\n")
-	for _, r := range []struct{ name, token, profile string }{
-		{"hermetic", Hermetic, "hermetic"}, {"firewalled", Firewalled, "firewalled"}, {"shell", Shell, ""},
-	} {
-		fmt.Fprintf(&b, "\n[[runners]]\n  name = %q\n  id = 7\n  url = \"https://%s\"\n  token = %q\n  tls-ca-file = %q\n", r.name, GitLabName, r.token, caFile)
-		if r.profile == "" {
-			fmt.Fprintf(&b, "  executor = \"shell\"\n  shell = \"bash\"\n")
-			continue
+	for _, r := range []struct{ profile, token string }{{"hermetic", Hermetic}, {"firewalled", Firewalled}} {
+		block, err := w.runnerBlock(r.profile)
+		if err != nil {
+			return err
 		}
-		section, errs, code, err := w.Program(context.Background(), "hallmark", "runner", "config", "--profile", r.profile, "--driver", "/usr/lib/hallmark/hallmark-executor")
-		if err != nil || code != 0 {
-			return fmt.Errorf("hallmark runner config: exit %d, %w\n%s", code, err, errs)
-		}
-		b.WriteString(section)
+		b.WriteString("\n" + strings.Replace(block, "[[runners]]\n", fmt.Sprintf("[[runners]]\n  id = 7\n  token = %q\n  tls-ca-file = %q\n", r.token, caFile), 1))
 	}
+	fmt.Fprintf(&b, "\n[[runners]]\n  name = \"shell\"\n  id = 7\n  url = \"https://%s\"\n  token = %q\n  tls-ca-file = %q\n  executor = \"shell\"\n  shell = \"bash\"\n", GitLabName, Shell, caFile)
 	if err := os.WriteFile(runnerFile, []byte(b.String()), 0o600); err != nil {
 		return err
 	}
 	return os.Chown(runnerFile, RunnerUID, RunnerUID)
+}
+
+// runnerBlock asks for the block of one profile and takes out the lines that
+// only registering can fill.
+func (w *World) runnerBlock(profile string) (string, error) {
+	out, errs, code, err := w.Program(context.Background(), "hallmark", "runner", "config",
+		"--profile", profile, "--url", "https://"+GitLabName, "--name", profile)
+	if err != nil || code != 0 {
+		return "", fmt.Errorf("hallmark runner config: exit %d, %v\n%s", code, err, errs)
+	}
+	var b strings.Builder
+	for line := range strings.Lines(out) {
+		key, _, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch strings.TrimSpace(key) {
+		case "id", "token", "tls-ca-file":
+		default:
+			b.WriteString(line)
+		}
+	}
+	return b.String(), nil
 }

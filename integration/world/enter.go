@@ -96,7 +96,9 @@ func startAgain(stage string, attr *syscall.SysProcAttr) (int, error) {
 	defer runtime.UnlockOSThread()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), stageVariable+"="+stage)
+	if err := os.Setenv(stageVariable, stage); err != nil {
+		return 1, err
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = attr
 	err := cmd.Run()
@@ -120,9 +122,12 @@ func reap() (int, error) {
 	}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
+	if err := os.Setenv(stageVariable, "inside"); err != nil {
+		return 1, err
+	}
 	runtime.LockOSThread()
 	child, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
-		Env:   append(os.Environ(), stageVariable+"=inside"),
+		Env:   os.Environ(),
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
 	})
