@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
-// Limits of what is read. Depth is limited by package record.
+// Limits of what is read. Depth is limited by maxDepth.
 const (
 	MaxBundle      = 64 << 20 // bytes of one bundle
 	MaxBundles     = 128      // bundles for one artifact
@@ -95,7 +95,7 @@ func parseBundle(text []byte) (*parsedBundle, error) {
 		return nil, fmt.Errorf("%w: not JSON, or cut off", errUnreadable)
 	}
 	var t bundleText
-	if err := decodeStrict(text, &t); err != nil {
+	if err := decode(text, &t); err != nil {
 		return nil, err
 	}
 	if err := t.check(); err != nil {

@@ -92,7 +92,7 @@ func (j *content) statement(payloadType string) Check {
 // part of a builder id is the profile, which the parameters must repeat.
 func (j *content) builder() Check {
 	f := asks("builder")
-	id := j.s.predicate.RunDetails.Builder.ID
+	id := j.s.Predicate.RunDetails.Builder.ID
 	switch {
 	case id != j.who.identity:
 		f.add("signed by  %s", j.who.identity)
@@ -144,7 +144,7 @@ func (j *content) subject() Check {
 		}
 		return f.fail(j.pol.Line("subject"), "is attested under a name that the policy does not accept")
 	}
-	return f.pass("%s, one of %d outputs of job %s", names[i], len(j.s.Subject), j.s.predicate.BuildDefinition.InternalParameters.GitLab.JobID)
+	return f.pass("%s, one of %d outputs of job %s", names[i], len(j.s.Subject), j.s.Predicate.BuildDefinition.InternalParameters.GitLab.JobID)
 }
 
 func (j *content) parameters() Check {
@@ -162,7 +162,7 @@ func (j *content) parameters() Check {
 // declared sources does without the latter.
 func (j *content) source() Check {
 	f := asks("source")
-	x, def := j.s.external, j.s.predicate.BuildDefinition
+	x, def := j.s.external, j.s.Predicate.BuildDefinition
 	if !slices.Contains(j.pol.Source, x.Source) {
 		f.add("%s", x.Source)
 		return f.fail(j.pol.Line("source"), "is not a repository that the policy accepts")
@@ -178,7 +178,7 @@ func (j *content) source() Check {
 }
 
 func (j *content) sourceFound(commit string) error {
-	outcome := j.s.predicate.Source
+	outcome := j.s.Predicate.Source
 	if outcome.Outcome != "match" {
 		return fmt.Errorf("the workspace was not the commit's: %q", outcome.Outcome)
 	}
@@ -186,7 +186,7 @@ func (j *content) sourceFound(commit string) error {
 		return fmt.Errorf("the workspace was compared with %s, GitLab named %s", short(outcome.Commit), short(commit))
 	}
 	var found int
-	for _, dep := range j.s.predicate.BuildDefinition.ResolvedDependencies {
+	for _, dep := range j.s.Predicate.BuildDefinition.ResolvedDependencies {
 		if dep.URI != j.sourceURI() {
 			continue
 		}
@@ -223,7 +223,7 @@ func (j *content) ref() Check {
 		f.add("%s", ref)
 		return f.fail(j.pol.Line("ref"), "is not a branch or tag that the policy accepts")
 	}
-	protected := j.s.predicate.BuildDefinition.InternalParameters.GitLab.Protected
+	protected := j.s.Predicate.BuildDefinition.InternalParameters.GitLab.Protected
 	switch {
 	case protected != nil && *protected:
 		return f.pass("%s, protected", ref)
@@ -251,7 +251,7 @@ func (j *content) project() Check {
 
 func (j *content) result() Check {
 	f := asks("result")
-	result := j.s.predicate.Result.Result
+	result := j.s.Predicate.Result.Result
 	if !slices.Contains(j.pol.Result, result) {
 		return f.fail(j.pol.Line("result"), "the job ended as %q", result)
 	}
@@ -260,7 +260,7 @@ func (j *content) result() Check {
 
 func (j *content) completeness() Check {
 	f := asks("completeness")
-	c := j.s.predicate.Completeness
+	c := j.s.Predicate.Completeness
 	claimed := policy.Completeness{
 		Sources: c.Sources, Images: c.Images, Packages: c.Packages,
 		Files: c.Files, Artifacts: c.Artifacts, Caches: c.Caches,
@@ -293,7 +293,7 @@ const imagePrefix = "pkg:oci/"
 func (j *content) images() Check {
 	f := asks("images")
 	count, refused := 0, 0
-	for _, dep := range j.s.predicate.BuildDefinition.ResolvedDependencies {
+	for _, dep := range j.s.Predicate.BuildDefinition.ResolvedDependencies {
 		if !strings.HasPrefix(dep.URI, imagePrefix) {
 			continue
 		}
@@ -340,7 +340,7 @@ func imageRepository(dep resourceText) (string, error) {
 // crossed the border.
 func (j *content) inputs() Check {
 	f := asks("inputs")
-	deps := j.s.predicate.BuildDefinition.ResolvedDependencies
+	deps := j.s.Predicate.BuildDefinition.ResolvedDependencies
 	refused, hosts := 0, map[string]bool{}
 	for _, dep := range deps {
 		if err := checkDigests(dep.Digest); err != nil {

@@ -13,10 +13,10 @@ import (
 // statementText is an in-toto statement. Its reader is apart from its writer in
 // package attest on purpose: a slip in one does not repeat itself in the other.
 type statementText struct {
-	Type          string          `json:"_type"`
-	Subject       []subjectText   `json:"subject"`
-	PredicateType string          `json:"predicateType"`
-	Predicate     json.RawMessage `json:"predicate"`
+	Type          string        `json:"_type"`
+	Subject       []subjectText `json:"subject"`
+	PredicateType string        `json:"predicateType"`
+	Predicate     predicateText `json:"predicate"`
 }
 
 type subjectText struct {
@@ -24,7 +24,7 @@ type subjectText struct {
 	Digest map[string]string `json:"digest"`
 }
 
-// predicateText has what is judged; other fields are ignored.
+// predicateText has what is judged; other fields are ignored, as SLSA asks.
 type predicateText struct {
 	BuildDefinition definitionText      `json:"buildDefinition"`
 	RunDetails      runText             `json:"runDetails"`
@@ -37,6 +37,8 @@ type predicateText struct {
 		Commit  string `json:"commit"`
 	} `json:"hallmark_source"`
 }
+
+func (predicateText) ignoresUnknownKeys() {}
 
 type definitionText struct {
 	BuildType            string          `json:"buildType"`
@@ -73,8 +75,7 @@ type runText struct {
 // A parsedStatement is a statement that could be read.
 type parsedStatement struct {
 	statementText
-	predicate predicateText
-	external  record.External
+	external record.External
 	// externalErr says why the external parameters could not be read in full.
 	externalErr       error
 	started, finished time.Time
@@ -85,14 +86,11 @@ type parsedStatement struct {
 // a statement nothing can.
 func readStatement(payload []byte) (*parsedStatement, error) {
 	var s parsedStatement
-	if err := decodeStrict(payload, &s.statementText); err != nil {
+	if err := decode(payload, &s.statementText); err != nil {
 		return nil, err
 	}
-	if err := decodeTolerant(s.Predicate, &s.predicate); err != nil {
-		return nil, fmt.Errorf("predicate: %w", err)
-	}
 	s.externalErr = s.readExternal()
-	meta := s.predicate.RunDetails.Metadata
+	meta := s.Predicate.RunDetails.Metadata
 	var errStarted, errFinished error
 	s.started, errStarted = instant(meta.StartedOn)
 	s.finished, errFinished = instant(meta.FinishedOn)
@@ -102,11 +100,11 @@ func readStatement(payload []byte) (*parsedStatement, error) {
 // readExternal keeps the values of the parameters that are known even if there
 // are others.
 func (s *parsedStatement) readExternal() error {
-	text := s.predicate.BuildDefinition.ExternalParameters
+	text := s.Predicate.BuildDefinition.ExternalParameters
 	if len(text) == 0 {
 		return errors.New("missing")
 	}
-	strict := decodeStrict(text, &s.external)
+	strict := decode(text, &s.external)
 	if strict == nil {
 		return nil
 	}
@@ -132,9 +130,9 @@ func (s *parsedStatement) form() error {
 		return fmt.Errorf("_type %q: want %q", s.Type, attest.StatementType)
 	case s.PredicateType != attest.PredicateType:
 		return fmt.Errorf("predicateType %q: want %q", s.PredicateType, attest.PredicateType)
-	case s.predicate.BuildDefinition.BuildType != attest.BuildType:
-		return fmt.Errorf("buildType %q: want %q", s.predicate.BuildDefinition.BuildType, attest.BuildType)
-	case s.predicate.RunDetails.Metadata.InvocationID == "":
+	case s.Predicate.BuildDefinition.BuildType != attest.BuildType:
+		return fmt.Errorf("buildType %q: want %q", s.Predicate.BuildDefinition.BuildType, attest.BuildType)
+	case s.Predicate.RunDetails.Metadata.InvocationID == "":
 		return errors.New("no invocation id")
 	case len(s.Subject) == 0:
 		return errors.New("no subject")

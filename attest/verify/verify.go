@@ -152,12 +152,12 @@ func rest(n int, why string) []Check {
 }
 
 func (j *content) claim() *Claim {
-	def, run := j.s.predicate.BuildDefinition, j.s.predicate.RunDetails
+	def, run := j.s.Predicate.BuildDefinition, j.s.Predicate.RunDetails
 	return &Claim{
 		BuilderID: run.Builder.ID, Issuer: j.who.issuer,
 		Project: j.s.external.Project, Source: j.s.external.Source, Ref: j.s.external.Ref,
 		Commit: def.InternalParameters.GitLab.SHA, JobID: def.InternalParameters.GitLab.JobID, JobName: j.s.external.JobName,
-		InvocationID: run.Metadata.InvocationID, Result: j.s.predicate.Result.Result,
+		InvocationID: run.Metadata.InvocationID, Result: j.s.Predicate.Result.Result,
 		SignedAt: j.signed[0], StartedOn: j.s.started, FinishedOn: j.s.finished,
 		Subjects: len(j.s.Subject), Inputs: len(def.ResolvedDependencies),
 	}

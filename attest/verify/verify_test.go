@@ -23,6 +23,7 @@ import (
 
 	"hallmark.build/attest/policy"
 	"hallmark.build/attest/verify/verifytest"
+	"hallmark.build/sandbox/record"
 )
 
 func now() time.Time { return verifytest.SignedAt().Add(24 * time.Hour) }
@@ -739,8 +740,9 @@ func TestSeveralBundles(t *testing.T) {
 }
 
 // TestEveryByteOfABundleMatters flips bits all over a sound bundle. What is
-// accepted all the same must be the same statement, certificate and signature:
-// a timestamp token has parts that nobody signs.
+// accepted all the same must be the same statement, signed by the same
+// certificate at the same time: the frame around a timestamp (its status, the
+// version and list of algorithms of its CMS) is signed by nobody.
 func TestEveryByteOfABundleMatters(t *testing.T) {
 	a := verifytest.New(t)
 	sound := a.Bundle(verifytest.Statement())
@@ -758,12 +760,13 @@ func TestEveryByteOfABundleMatters(t *testing.T) {
 			}
 			accepted++
 			got := must(parseBundle(mutated))
-			if !bytes.Equal(got.payload, want.payload) || !bytes.Equal(got.leaf.Raw, want.leaf.Raw) {
-				t.Fatalf("byte %d of %d: accepted another statement or certificate\n%s", i, len(sound), mutated)
+			if !bytes.Equal(got.payload, want.payload) || !bytes.Equal(got.leaf.Raw, want.leaf.Raw) ||
+				!v.Claim.SignedAt.Equal(verifytest.SignedAt()) {
+				t.Fatalf("byte %d of %d: accepted another statement, certificate or time\n%s", i, len(sound), mutated)
 			}
 		}
 	}
-	t.Logf("%d of %d mutants accepted, none with another statement or certificate", accepted, tried)
+	t.Logf("%d of %d mutants accepted, none with another statement, certificate or time", accepted, tried)
 }
 
 // TestSignatureIsNotMalleable: (r, n-s) is a signature too, but not the one
@@ -828,13 +831,55 @@ func (*failing) Read([]byte) (int, error) { return 0, fmt.Errorf("disk") }
 func TestBase64IsCanonical(t *testing.T) {
 	for text, ok := range map[string]bool{
 		`"AAAA"`: true, `"AA=="`: true, `""`: true,
-		`"AB=="`: false, `"AA"`: false, `"AA=\n="`: false, `"AA==AA=="`: false, `" AAAA"`: false, `5`: false, `null`: true,
+		`"AB=="`: false, `"AA"`: false, `"AA=\n="`: false, `"AA==AA=="`: false, `" AAAA"`: false, `5`: false, `null`: false, `"\u0041AAA"`: false,
 	} {
 		var b b64
 		if err := json.Unmarshal([]byte(text), &b); (err == nil) != ok {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
+}
+
+// TestDecodeAgreesWithRecord: what package record refuses is refused here, and
+// what it accepts is refused only for its keys.
+func TestDecodeAgreesWithRecord(t *testing.T) {
+	for _, text := range jsonSeeds() {
+		checkDecode(t, []byte(text))
+	}
+}
+
+func jsonSeeds() []string {
+	return []string{
+		``, ` `, `null`, `{}`, ` [ ] `, `{"a":1}`, `{"a":1,"a":2}`, `{"a":1,"\u0061":2}`, `{"a":{"b":1,"b":2}}`, `[{"a":1},{"a":1,"a":1}]`,
+		`{"a":"\"}","b":"\\"}`, `{"":1,"":2}`, `1 2`, `{"a":1}{}`, `"\ud800"`, "\"\xff\"", `[1,2,`, `{"a"}`, `01`, `-0.5e3`, `[true,false,null]`,
+		strings.Repeat("[", 32) + strings.Repeat("]", 32), strings.Repeat("[", 33) + strings.Repeat("]", 33),
+		strings.Repeat("[", 34) + strings.Repeat("]", 34), strings.Repeat(`{"a":`, 33) + "1" + strings.Repeat("}", 33),
+		`{"1":1,"2":1,"3":1,"4":1,"5":1,"6":1,"7":1,"8":1,"9":1,"10":1,"9":1}`, `{"1":1,"2":1,"3":1,"4":1,"5":1,"6":1,"7":1,"8":1,"9":1,"10":1,"1":1}`,
+		"{\n\t\"a\" :\r1 , \"b\": [ 1 , { } ] }",
+	}
+}
+
+func checkDecode(t *testing.T, text []byte) {
+	t.Helper()
+	var v any
+	want, got := record.CheckJSON(text), decode(text, &v)
+	if (want == nil) != (got == nil) {
+		t.Errorf("%q: record says %v, decode says %v", text, want, got)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, text := range jsonSeeds() {
+		f.Add([]byte(text))
+	}
+	f.Add(verifytest.Statement())
+	f.Fuzz(func(t *testing.T, text []byte) {
+		checkDecode(t, text)
+		var s statementText
+		if decode(text, &s) == nil && record.CheckJSON(text) != nil {
+			t.Errorf("%q: decoded what record refuses", text)
+		}
+	})
 }
 
 func FuzzBundle(f *testing.F) {
