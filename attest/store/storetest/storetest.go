@@ -1,0 +1,327 @@
+// Package storetest proves that a store keeps its promises.
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hallmark.build/attest"
+	"hallmark.build/attest/attesttest"
+	"hallmark.build/attest/store"
+)
+
+// A Store is what every store must do. Attempts, records and bundles are
+// written through it and found again.
+type Store interface {
+	Attempts
+	Records
+	Bundles
+}
+
+// Attempts are opened and decided, each once.
+type Attempts interface {
+	Begin(ctx context.Context, a store.Attempt, supersede ...string) error
+	Decide(ctx context.Context, id string, d store.Decision) error
+	Attempt(ctx context.Context, id string) (store.Attempt, error)
+	AttemptsOfJob(ctx context.Context, job int64) ([]store.Attempt, error)
+}
+
+// Records grow line by line.
+type Records interface {
+	Record(attempt string) ([]byte, error)
+	AppendRecord(attempt string, at int64, lines [][]byte) error
+}
+
+// Bundles are found by what they are about.
+type Bundles interface {
+	Bundles(ctx context.Context, attempt string) ([]store.Bundle, error)
+	BySubject(ctx context.Context, sha256 string, limit int) ([]store.Found, error)
+	ByJob(ctx context.Context, job int64, limit int) ([]store.Found, error)
+	ByProject(ctx context.Context, project string, limit int) ([]store.Found, error)
+	Content(digest string) ([]byte, error)
+	Check(ctx context.Context) error
+}
+
+// Run runs every test on stores that open makes. open is called with the same
+// directory again to reopen a store, after the last one was closed.
+func Run(t *testing.T, open func(t *testing.T, dir string) (Store, func())) {
+	for name, test := range map[string]func(*testing.T, Store){
+		"attempts":          attempts,
+		"decided once":      decidedOnce,
+		"one of many":       oneOfMany,
+		"one open of a job": oneOpen,
+		"not a decision":    notDecisions,
+		"records":           records,
+		"bundles":           bundles,
+		"nothing":           nothing,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, done := open(t, t.TempDir())
+			defer done()
+			test(t, s)
+			if err := s.Check(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("reopened", func(t *testing.T) { reopened(t, open) })
+}
+
+// Attempt is a sample.
+func Attempt(n int, job int64) store.Attempt {
+	id := fmt.Sprintf("%032x", n)
+	return store.Attempt{
+		ID: id, Session: id, Profile: "hermetic", Nonce: attesttest.SHA256(id),
+		InvocationID: "https://ci.example.com/hallmark/attempts/" + id, BuilderID: "https://ci.example.com/hallmark/hermetic",
+		Job: store.Job{
+			ID: job, Name: "compile", Stage: "build", ProjectID: 77, Project: "group/project", Host: "gitlab.example.com",
+			PipelineID: 9001, UserID: 3, Ref: "main", Tag: true, SHA: attesttest.Commit,
+		},
+		Opened: attesttest.Start().Add(time.Duration(n) * time.Second), State: store.StateOpen,
+	}
+}
+
+// Decision is a sample with the given number of bundles.
+func Decision(n, parts int) store.Decision {
+	d := store.Decision{State: store.StateClosed, Project: "group/project", Ended: attesttest.Start().Add(time.Duration(n) * time.Hour)}
+	for part := range parts {
+		d.Bundles = append(d.Bundles, store.Bundle{
+			JSON: fmt.Appendf(nil, `{"n":%d,"part":%d}`, n, part),
+			Subjects: []attest.Subject{
+				{Name: "a", SHA256: attesttest.SHA256(fmt.Sprint(n, part, "a"))},
+				{Name: "b", SHA256: attesttest.SHA256("same in all")},
+			},
+		})
+	}
+	if parts == 0 {
+		d.Reason, d.Project = "no outputs", ""
+	}
+	return d
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func attempts(t *testing.T, s Store) {
+	ctx := t.Context()
+	first, second, other := Attempt(1, 10), Attempt(2, 10), Attempt(3, 11)
+	must(t, s.Begin(ctx, first))
+	must(t, s.Begin(ctx, other))
+	have, err := s.Attempt(ctx, first.ID)
+	must(t, err)
+	if diff := cmp.Diff(first, have); diff != "" {
+		t.Error(diff)
+	}
+	must(t, s.Begin(ctx, second, first.ID))
+	all, err := s.AttemptsOfJob(ctx, 10)
+	must(t, err)
+	if len(all) != 2 || all[0].ID != first.ID || all[0].State != store.StateSuperseded || !strings.Contains(all[0].Reason, second.ID) || all[1].State != store.StateOpen {
+		t.Errorf("%+v", all)
+	}
+	if err := s.Begin(ctx, Attempt(2, 12)); err == nil {
+		t.Error("two attempts of one name")
+	}
+}
+
+func decidedOnce(t *testing.T, s Store) {
+	ctx := t.Context()
+	must(t, s.Begin(ctx, Attempt(1, 10)))
+	must(t, s.Decide(ctx, Attempt(1, 10).ID, Decision(1, 1)))
+	for _, d := range []store.Decision{Decision(1, 1), Decision(2, 1), Decision(1, 0), {State: store.StateRefused, Reason: "x", Ended: time.Now()}} {
+		if err := s.Decide(ctx, Attempt(1, 10).ID, d); !errors.Is(err, store.ErrDecided) {
+			t.Errorf("decided again: %v", err)
+		}
+	}
+	bs, err := s.Bundles(ctx, Attempt(1, 10).ID)
+	must(t, err)
+	if diff := cmp.Diff(Decision(1, 1).Bundles, bs); diff != "" {
+		t.Error(diff)
+	}
+	must(t, s.Begin(ctx, Attempt(2, 20)))
+	must(t, s.Decide(ctx, Attempt(2, 20).ID, store.Decision{State: store.StateRefused, Reason: "security: x", Ended: attesttest.Start()}))
+	if err := s.Decide(ctx, Attempt(2, 20).ID, Decision(2, 1)); !errors.Is(err, store.ErrDecided) {
+		t.Errorf("a refused attempt was attested: %v", err)
+	}
+	if err := s.Begin(ctx, Attempt(3, 20), Attempt(2, 20).ID); !errors.Is(err, store.ErrDecided) {
+		t.Errorf("a refused attempt was superseded: %v", err)
+	}
+}
+
+func oneOfMany(t *testing.T, s Store) {
+	ctx := t.Context()
+	must(t, s.Begin(ctx, Attempt(1, 10)))
+	var (
+		wg   sync.WaitGroup
+		errs [8]error
+	)
+	for i := range errs {
+		wg.Go(func() { errs[i] = s.Decide(ctx, Attempt(1, 10).ID, Decision(i, 2)) })
+	}
+	wg.Wait()
+	won := -1
+	for i, err := range errs {
+		switch {
+		case err == nil && won < 0:
+			won = i
+		case !errors.Is(err, store.ErrDecided):
+			t.Errorf("decision %d: %v", i, err)
+		}
+	}
+	bs, err := s.Bundles(ctx, Attempt(1, 10).ID)
+	must(t, err)
+	if diff := cmp.Diff(Decision(won, 2).Bundles, bs); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func oneOpen(t *testing.T, s Store) {
+	ctx := t.Context()
+	must(t, s.Begin(ctx, Attempt(1, 10)))
+	if err := s.Begin(ctx, Attempt(2, 10)); err == nil {
+		t.Error("two open attempts of one job")
+	}
+	if all, err := s.AttemptsOfJob(ctx, 10); err != nil || len(all) != 1 {
+		t.Errorf("%d attempts, %v", len(all), err)
+	}
+}
+
+func notDecisions(t *testing.T, s Store) {
+	ctx := t.Context()
+	must(t, s.Begin(ctx, Attempt(1, 10)))
+	refused := Decision(1, 1)
+	refused.State = store.StateRefused
+	for name, d := range map[string]store.Decision{
+		"open":                 {State: store.StateOpen, Reason: "x"},
+		"without reason":       {State: store.StateClosed},
+		"refused with bundles": refused,
+	} {
+		if err := s.Decide(ctx, Attempt(1, 10).ID, d); err == nil || errors.Is(err, store.ErrDecided) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	a, err := s.Attempt(ctx, Attempt(1, 10).ID)
+	must(t, err)
+	if a.State != store.StateOpen {
+		t.Errorf("state %s", a.State)
+	}
+}
+
+func records(t *testing.T, s Store) {
+	id := Attempt(1, 10).ID
+	must(t, s.Begin(t.Context(), Attempt(1, 10)))
+	data, err := s.Record(id)
+	if err != nil || len(data) != 0 {
+		t.Errorf("%q, %v", data, err)
+	}
+	must(t, s.AppendRecord(id, 0, [][]byte{[]byte("one"), []byte("two")}))
+	must(t, s.AppendRecord(id, 8, [][]byte{[]byte("three")}))
+	data, err = s.Record(id)
+	must(t, err)
+	if string(data) != "one\ntwo\nthree\n" {
+		t.Errorf("%q", data)
+	}
+	for _, at := range []int64{0, 4, 7, 13, 15, 100} {
+		if err := s.AppendRecord(id, at, [][]byte{[]byte("x")}); err == nil {
+			t.Errorf("appended at %d", at)
+		}
+	}
+	if again, err := s.Record(id); err != nil || string(again) != string(data) {
+		t.Errorf("%q, %v", again, err)
+	}
+	for _, bad := range []string{"", ".", "..", "../index", "a/b"} {
+		if err := s.AppendRecord(bad, 0, [][]byte{[]byte("x")}); err == nil {
+			t.Errorf("record %q", bad)
+		}
+	}
+}
+
+func bundles(t *testing.T, s Store) {
+	ctx := t.Context()
+	for n := 1; n <= 3; n++ {
+		must(t, s.Begin(ctx, Attempt(n, int64(n))))
+		must(t, s.Decide(ctx, Attempt(n, 0).ID, Decision(n, n)))
+	}
+	must(t, s.Begin(ctx, Attempt(4, 4)))
+	must(t, s.Decide(ctx, Attempt(4, 0).ID, Decision(4, 0)))
+	find := func(found []store.Found, err error) string {
+		must(t, err)
+		var out []string
+		for _, f := range found {
+			content, err := s.Content(f.SHA256)
+			must(t, err)
+			if attesttest.SHA256(string(content)) != f.SHA256 || f.Project != "group/project" || f.Closed.IsZero() {
+				t.Errorf("%+v", f)
+			}
+			out = append(out, fmt.Sprintf("%d.%d", f.JobID, f.Part))
+		}
+		return strings.Join(out, " ")
+	}
+	for _, c := range []struct{ have, want string }{
+		{find(s.BySubject(ctx, attesttest.SHA256(fmt.Sprint(2, 1, "a")), 10)), "2.2"},
+		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), 10)), "3.1 3.2 3.3 2.1 2.2 1.1"},
+		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), 2)), "3.1 3.2"},
+		{find(s.BySubject(ctx, attesttest.SHA256("none"), 10)), ""},
+		{find(s.ByJob(ctx, 2, 10)), "2.1 2.2"},
+		{find(s.ByJob(ctx, 4, 10)), ""},
+		{find(s.ByProject(ctx, "group/project", 10)), "3.1 3.2 3.3 2.1 2.2 1.1"},
+		{find(s.ByProject(ctx, "group", 10)), ""},
+		{find(s.ByProject(ctx, "", 10)), ""},
+	} {
+		if c.have != c.want {
+			t.Errorf("found %q, want %q", c.have, c.want)
+		}
+	}
+}
+
+func nothing(t *testing.T, s Store) {
+	ctx := t.Context()
+	if _, err := s.Attempt(ctx, "x"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+	if err := s.Decide(ctx, "x", Decision(1, 1)); !errors.Is(err, store.ErrDecided) {
+		t.Errorf("%v", err)
+	}
+	for _, digest := range []string{"", "x", strings.Repeat("0", 64), "../index.db", strings.Repeat("/", 64)} {
+		if _, err := s.Content(digest); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("%q: %v", digest, err)
+		}
+	}
+	if bs, err := s.Bundles(ctx, "x"); err != nil || len(bs) != 0 {
+		t.Errorf("%d bundles, %v", len(bs), err)
+	}
+}
+
+func reopened(t *testing.T, open func(*testing.T, string) (Store, func())) {
+	ctx, dir := t.Context(), t.TempDir()
+	s, done := open(t, dir)
+	must(t, s.Begin(ctx, Attempt(1, 1)))
+	must(t, s.Begin(ctx, Attempt(2, 2)))
+	must(t, s.AppendRecord(Attempt(1, 1).ID, 0, [][]byte{[]byte("line")}))
+	must(t, s.Decide(ctx, Attempt(2, 2).ID, Decision(2, 2)))
+	done()
+	s, done = open(t, dir)
+	defer done()
+	must(t, s.Check(ctx))
+	a, err := s.Attempt(ctx, Attempt(1, 1).ID)
+	must(t, err)
+	if diff := cmp.Diff(Attempt(1, 1), a); diff != "" {
+		t.Error(diff)
+	}
+	bs, err := s.Bundles(ctx, Attempt(2, 2).ID)
+	must(t, err)
+	if diff := cmp.Diff(Decision(2, 2).Bundles, bs); diff != "" {
+		t.Error(diff)
+	}
+	must(t, s.AppendRecord(a.ID, 5, [][]byte{[]byte("more")}))
+}
