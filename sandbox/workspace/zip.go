@@ -200,6 +200,7 @@ type header struct {
 	packed, size                     int64
 	name                             []byte
 	extra                            []byte // without zip64
+	zip64                            bool   // the central directory has a zip64 field
 }
 
 func (l *layout) member(central *bufio.Reader) (member, error) {
@@ -255,7 +256,7 @@ func readCentral(r *bufio.Reader) (h header, offset int64, creator uint16, attri
 	if err != nil {
 		return h, 0, 0, 0, err
 	}
-	h.extra = extra.rest
+	h.extra, h.zip64 = extra.rest, extra.zip64 != nil
 	if h.size, h.packed, offset, err = extra.wide(size, packed, at); err != nil {
 		return h, 0, 0, 0, err
 	}
@@ -340,6 +341,9 @@ func (l *layout) local(h header) (int64, error) {
 	crc, packed, size, nameSize, extraSize := f.u32(), f.u32(), f.u32(), int(f.u16()), int(f.u16())
 	if sig != sigLocal {
 		return 0, errors.New("no local header")
+	}
+	if needs != h.needs && h.zip64 {
+		needs = h.needs // what a streaming writer found out only at the end
 	}
 	if needs != h.needs || flags != h.flags || method != h.method || time != h.time || date != h.date {
 		return 0, errors.New("local header disagrees with the central directory")
