@@ -14,11 +14,14 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
+	"time"
 
 	"hallmark.build/attest/authority/client"
 	"hallmark.build/config"
@@ -78,7 +81,7 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	hostConfig, err := hostConfig(conf)
+	hostConfig, err := hostConfig(ctx, conf)
 	if err != nil {
 		return err
 	}
@@ -111,7 +114,7 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	return h.Serve(ctx, l)
 }
 
-func hostConfig(c config.Sandboxd) (host.Config, error) {
+func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 	gitlabRoots, err := pool(c.GitLabCA)
 	if err != nil {
 		return host.Config{}, err
@@ -124,6 +127,10 @@ func hostConfig(c config.Sandboxd) (host.Config, error) {
 	if err != nil {
 		return host.Config{}, fmt.Errorf("gitlab_runner: %w", err)
 	}
+	runnerVersion, err := versionOf(ctx, runner)
+	if err != nil {
+		return host.Config{}, err
+	}
 	uid, _, err := ids(c.SocketUser)
 	if err != nil {
 		return host.Config{}, err
@@ -135,13 +142,31 @@ func hostConfig(c config.Sandboxd) (host.Config, error) {
 	return host.Config{
 		Users:    map[uint32]bool{0: true, uint32(uid): true},
 		StateDir: c.StateDir,
-		GitLab:   c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner,
+		GitLab:   c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner, RunnerVersion: runnerVersion,
 		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage,
 		DeclareSource: c.SourceMismatch == "declare", StopGrace: c.StopGrace,
 		Limits: sandbox.Limits{MemoryBytes: c.Limits.Memory, CPUs: c.Limits.CPUs, Pids: c.Limits.Pids,
 			TmpfsBytes: c.Limits.Tmpfs, OpenFiles: c.Limits.OpenFiles},
 		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, ConfigDigest: c.Digest, Version: version,
 	}, nil
+}
+
+// versionOf asks a gitlab-runner binary for its version.
+func versionOf(ctx context.Context, binary string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, "--version")
+	cmd.Env = []string{}
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("gitlab_runner: %s --version: %w", binary, err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if v, ok := strings.CutPrefix(line, "Version:"); ok {
+			return strings.TrimSpace(v), nil
+		}
+	}
+	return "", fmt.Errorf("gitlab_runner: %s --version names no version", binary)
 }
 
 // pool is the system's roots and those in file. No file means nil: the

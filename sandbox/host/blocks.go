@@ -50,6 +50,9 @@ func (b *blockLog) take() ([]record.Block, int) {
 // reportBlocks prints what the border refused during the stage.
 func (j *job) reportBlocks(out *joblog.Log) {
 	blocks, unsaid := j.blocks.take()
+	if len(blocks) > 0 {
+		out.Break() // the script may have left a line or a colour open
+	}
 	for _, b := range blocks {
 		target := b.Target
 		if b.Method != "" {

@@ -49,6 +49,8 @@ type Config struct {
 	GitLabRoots  *x509.CertPool  // nil: the system's
 	Upstream     *x509.CertPool  // nil: the system's
 	GitLabRunner string          // the runner's binary, shown to the helper
+	// RunnerVersion is what that binary says of itself.
+	RunnerVersion string
 	HelperImage  string
 	DefaultImage string // for jobs that name none; may be empty
 	// DeclareSource accepts a work tree that differs from the job's commit and

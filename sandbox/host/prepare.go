@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -84,7 +83,7 @@ func readPayload(f *os.File) (*executor.Job, error) {
 	if f == nil {
 		return nil, errors.New("the driver passed no job payload")
 	}
-	data, err := io.ReadAll(io.LimitReader(f, executor.MaxPayload+1))
+	data, err := executor.ReadFile(f, executor.MaxPayload)
 	if err != nil {
 		return nil, fmt.Errorf("read the job payload: %w", err)
 	}
@@ -219,7 +218,7 @@ func (h *Host) platform(req executor.Request) record.Platform {
 		kernel = unix.ByteSliceToString(u.Release[:])
 	}
 	return record.Platform{
-		RunnerVersion: req.RunnerVersion, ExecutorVersion: req.ExecutorVersion, SandboxdVersion: h.cfg.Version,
+		RunnerVersion: h.cfg.RunnerVersion, ExecutorVersion: req.ExecutorVersion, SandboxdVersion: h.cfg.Version,
 		ConfigDigest: h.cfg.ConfigDigest, Runtime: h.runtime.Version(), Kernel: kernel, Architecture: runtime.GOARCH,
 		MemoryBytes: h.cfg.Limits.MemoryBytes, CPUMillis: int64(h.cfg.Limits.CPUs * 1000), Pids: h.cfg.Limits.Pids,
 	}

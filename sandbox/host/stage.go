@@ -259,12 +259,9 @@ func readScript(f *os.File) ([]byte, error) {
 	if f == nil {
 		return nil, errors.New("the driver passed no script")
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxScript+1))
+	data, err := executor.ReadFile(f, maxScript)
 	if err != nil {
 		return nil, fmt.Errorf("read the script: %w", err)
-	}
-	if len(data) > maxScript {
-		return nil, fmt.Errorf("the script has more than %d bytes", maxScript)
 	}
 	return data, nil
 }
