@@ -153,7 +153,7 @@ func (c *client) serveTLS(r *bufio.Reader) {
 	fallback := c.claims.host()
 	cfg := &tls.Config{
 		MinVersion:                  tls.VersionTLS12,
-		NextProtos:                  []string{"http/1.1"},
+		NextProtos:                  []string{"http/1.1", "http/1.0"},
 		DynamicRecordSizingDisabled: true,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			name := fallback
@@ -213,10 +213,11 @@ func (c *client) handshakeFailed(err error) {
 	if c.p.ctx.Err() != nil || errors.Is(err, io.EOF) {
 		return
 	}
-	reason := "the handshake did not complete: " + clip(printable(err.Error()), 200)
-	if isRemoteAlert(err) {
-		reason = "the client ended the handshake (" + clip(printable(err.Error()), 200) + "): it may not trust the job's certificate authority"
-	}
+	// OpenSSL tells in the clear that it does not trust a certificate, which is
+	// then a record that cannot be decrypted; others say so properly. The words
+	// must serve for both.
+	reason := fmt.Sprintf("the TLS handshake did not complete (%s); if the client does not trust the job's certificate authority, it uses another trust store than the system's",
+		clip(printable(err.Error()), 200))
 	_ = c.p.block(record.Block{Protocol: "tls", Target: c.where(), Rule: ruleTLS, Reason: reason})
 }
 

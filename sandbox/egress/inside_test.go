@@ -1,11 +1,11 @@
 package egress
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -50,9 +50,23 @@ func insideSend(args []string) error {
 	if _, err := io.WriteString(c, args[1]); err != nil {
 		return err
 	}
-	data, err := io.ReadAll(bufio.NewReader(c))
-	fmt.Print(string(data))
-	return err
+	return readAnswer(c)
+}
+
+// readAnswer prints what comes until the connection ends, or rests for a while
+// after something came.
+func readAnswer(c net.Conn) error {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := c.Read(buf)
+		os.Stdout.Write(buf[:n])
+		if err != nil {
+			return err
+		}
+		if err := c.SetDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+			return err
+		}
+	}
 }
 
 // insideTalk sends pieces with pauses and prints what comes back.
@@ -71,9 +85,7 @@ func insideTalk(args []string) error {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	data, err := io.ReadAll(c)
-	fmt.Print(string(data))
-	return err
+	return readAnswer(c)
 }
 
 // insideUDP sends a datagram and prints the answer.
