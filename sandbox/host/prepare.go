@@ -308,8 +308,11 @@ func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) er
 		return err
 	}
 	j.entrypoint = config.Entrypoint
-	if j.payload.Image.Entrypoint != nil {
-		j.entrypoint = j.payload.Image.Entrypoint
+	if e := j.payload.Image.Entrypoint; e != nil {
+		j.entrypoint = e
+	}
+	if len(j.entrypoint) == 1 && j.entrypoint[0] == "" {
+		j.entrypoint = nil // `entrypoint: [""]` is how a job says none
 	}
 	j.user = config.User
 	if u := j.payload.Image.ExecutorOpts.Docker.User; u != "" {
