@@ -18,7 +18,7 @@ import (
 
 // Limits towards clients.
 const (
-	peekTimeout   = 2 * time.Second  // until a client has said what it speaks
+	peekTimeout   = 10 * time.Second // until a client has said what it speaks; a busy host makes it slow
 	helloTimeout  = 10 * time.Second // of a TLS handshake
 	headTimeout   = 10 * time.Second // of one request's head
 	idleTimeout   = 60 * time.Second // between two requests
