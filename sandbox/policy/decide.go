@@ -196,8 +196,8 @@ func (p Policy) source(r Request) Decision {
 	if err != nil || !p.GitLabOrigin(repo.scheme, repo.host, repo.port) {
 		return refuse
 	}
-	path, ok := strings.CutPrefix(r.Path, strings.TrimSuffix(p.Job.Repository.EscapedPath(), ".git")+".git/")
-	if !ok || p.Job.Repository.Path == "" {
+	path, ok := strings.CutPrefix(r.Path, strings.TrimSuffix(rooted(p.Job.Repository), ".git")+".git/")
+	if !ok || rooted(p.Job.Repository) == "/" {
 		return refuse
 	}
 	if r.Method == "GET" && path == "info/refs" && r.RawQuery == "service=git-upload-pack" {
@@ -214,6 +214,10 @@ func (p Policy) source(r Request) Decision {
 	}
 	return refuse
 }
+
+// rooted is a URL's escaped path with its first slash, which url.URL lets be
+// implied.
+func rooted(u *url.URL) string { return "/" + strings.TrimPrefix(u.EscapedPath(), "/") }
 
 var lfsObject = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
@@ -243,7 +247,7 @@ func (p Policy) upload(r Request) Decision {
 // artifactsOf returns the job number of an artifacts endpoint in its one
 // spelling.
 func (p Policy) artifactsOf(path string) (int64, bool) {
-	root := strings.TrimSuffix(p.Job.GitLab.EscapedPath(), "/")
+	root := strings.TrimSuffix(rooted(p.Job.GitLab), "/")
 	rest, ok := strings.CutPrefix(path, root+"/api/v4/jobs/")
 	if !ok {
 		return 0, false

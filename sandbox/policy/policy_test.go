@@ -299,6 +299,21 @@ func TestDecideHelper(t *testing.T) {
 	}
 }
 
+// A path without its first slash, as url.URL.JoinPath makes it, is the same path.
+func TestImpliedSlash(t *testing.T) {
+	p := firewalled(t)
+	p.Job.Repository = p.Job.GitLab.JoinPath("group", "project.git")
+	if d := p.Decide(request(t, sandbox.GetSources, "POST https://gitlab.example.com/group/project.git/git-upload-pack")); !d.Allow {
+		t.Errorf("%+v", d)
+	}
+	p.Job.Repository = parse(t, "https://gitlab.example.com")
+	for _, path := range []string{"/.git/git-upload-pack", "/git-upload-pack"} {
+		if d := p.Decide(request(t, sandbox.GetSources, "POST https://gitlab.example.com"+path)); d.Allow {
+			t.Errorf("a repository without a path: %+v", d)
+		}
+	}
+}
+
 func TestDecideStage(t *testing.T) {
 	p := firewalled(t)
 	line := "GET https://proxy.example.com/"
