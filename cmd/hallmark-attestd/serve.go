@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"hallmark.build/attest/authority"
@@ -29,6 +30,15 @@ const (
 	stopGrace = 30 * time.Second // for calls in flight, when told to stop
 	tidyEvery = time.Hour
 )
+
+// hide keeps the keys in memory from other processes of the same user, and out
+// of core dumps.
+func hide() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("non-dumpable: %w", err)
+	}
+	return nil
+}
 
 // refuseRoot keeps keys out of reach of whatever else root runs by mistake,
 // and files in the state directory with one owner.
@@ -47,7 +57,7 @@ func openSigner(cfg config.Attestd) (*sign.Signer, error) {
 }
 
 func trustedRoot(file string, stdout io.Writer) error {
-	if err := refuseRoot(); err != nil {
+	if err := errors.Join(refuseRoot(), hide()); err != nil {
 		return err
 	}
 	cfg, err := config.LoadAttestd(file)
@@ -68,7 +78,7 @@ func trustedRoot(file string, stdout io.Writer) error {
 
 // serve wires the parts and answers until ctx ends.
 func serve(ctx context.Context, file string, log *slog.Logger) error {
-	if err := refuseRoot(); err != nil {
+	if err := errors.Join(refuseRoot(), hide()); err != nil {
 		return err
 	}
 	cfg, err := config.LoadAttestd(file)

@@ -1,0 +1,283 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"hallmark.build/attest/attesttest"
+	"hallmark.build/attest/authority/authoritypb"
+	"hallmark.build/attest/authority/client"
+)
+
+var update = flag.Bool("update", false, "rewrite the expected output in the scripts")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"hallmark-attestd": main})
+}
+
+// authorityUser is whom the authority runs as where the tests run as root.
+const authorityUser = 65534
+
+func TestScripts(t *testing.T) {
+	// The authority's user must be able to reach its files.
+	root, err := os.MkdirTemp("", "attestd-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
+	if err := os.Chmod(root, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	gitlab := httptest.NewServer(http.HandlerFunc(fakeGitLab))
+	t.Cleanup(gitlab.Close)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		WorkdirRoot:         root,
+		UpdateScripts:       *update,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("GITLAB", gitlab.URL)
+			e.Setenv("UID", strconv.Itoa(os.Getuid()))
+			e.Values[daemonKey{}] = &daemon{}
+			state := filepath.Join(e.WorkDir, "state")
+			if err := os.Mkdir(state, 0o700); err != nil || os.Geteuid() != 0 {
+				return err
+			}
+			return os.Chown(state, authorityUser, authorityUser)
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("condition %q: unknown", cond)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"attestd":  attestd,
+			"start":    start,
+			"stop":     stopDaemon,
+			"kill":     killDaemon,
+			"get":      get,
+			"job":      job,
+			"envsubst": envsubst,
+		},
+	})
+}
+
+// fakeGitLab confirms the sample job.
+func fakeGitLab(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/api/v4/job" || r.Header.Get("JOB-TOKEN") != "good" {
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	j := attesttest.Opened().Job
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"id": j.ID, "status": "running", "name": j.Name, "stage": j.Stage, "ref": j.Ref, "tag": false,
+		"commit": map[string]any{"id": j.SHA}, "user": map[string]any{"id": j.UserID},
+		"pipeline": map[string]any{"id": j.PipelineID, "project_id": j.ProjectID, "sha": j.SHA},
+		"web_url":  "https://gitlab.example.com/group/project/-/jobs/4242",
+	})
+}
+
+// command runs this test's binary as the program, as the authority's user.
+func command(ts *testscript.TestScript, args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Args[0] = "hallmark-attestd"
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+ts.Getenv("NOTIFY_SOCKET"))
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: authorityUser, Gid: authorityUser}}
+	}
+	return cmd
+}
+
+// attestd runs the program to its end.
+func attestd(ts *testscript.TestScript, neg bool, args []string) {
+	cmd := command(ts, args...)
+	out := &bytes.Buffer{}
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(out, ts.Stdout()), ts.Stderr()
+	err := cmd.Run()
+	if neg != (err != nil) {
+		ts.Fatalf("hallmark-attestd: %v", err)
+	}
+}
+
+type daemonKey struct{}
+
+// A daemon is the program while it serves.
+type daemon struct {
+	cmd    *exec.Cmd
+	http   string
+	logged chan struct{}
+}
+
+func theDaemon(ts *testscript.TestScript) *daemon { return ts.Value(daemonKey{}).(*daemon) }
+
+// start serves in the background, and returns when the program says that it is
+// ready.
+func start(ts *testscript.TestScript, neg bool, args []string) {
+	d := theDaemon(ts)
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: ts.MkAbs("notify"), Net: "unixgram"})
+	ts.Check(err)
+	defer os.Remove(ts.MkAbs("notify"))
+	defer notify.Close()
+	ts.Check(os.Chmod(ts.MkAbs("notify"), 0o777))
+	ts.Setenv("NOTIFY_SOCKET", ts.MkAbs("notify"))
+	d.cmd = command(ts, args...)
+	stderr, err := d.cmd.StderrPipe()
+	ts.Check(err)
+	ts.Check(d.cmd.Start())
+	ready := make(chan string, 1)
+	d.logged = make(chan struct{})
+	go func() {
+		defer close(d.logged)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			ts.Logf("%s", lines.Text())
+			if _, rest, ok := strings.Cut(lines.Text(), " http="); ok {
+				ready <- strings.Fields(rest)[0]
+			}
+		}
+		close(ready)
+	}()
+	var ok bool
+	if d.http, ok = <-ready; !ok {
+		ts.Fatalf("the daemon ended: %v", d.cmd.Wait())
+	}
+	ts.Check(notify.SetReadDeadline(time.Now().Add(30 * time.Second)))
+	buf := make([]byte, 64)
+	n, err := notify.Read(buf)
+	ts.Check(err)
+	if string(buf[:n]) != "READY=1" {
+		ts.Fatalf("systemd was told %q", buf[:n])
+	}
+	ts.Defer(func() { _ = d.cmd.Process.Kill() })
+}
+
+func stopDaemon(ts *testscript.TestScript, neg bool, _ []string) {
+	d := theDaemon(ts)
+	ts.Check(d.cmd.Process.Signal(syscall.SIGTERM))
+	<-d.logged
+	ts.Check(d.cmd.Wait())
+}
+
+func killDaemon(ts *testscript.TestScript, neg bool, _ []string) {
+	d := theDaemon(ts)
+	ts.Check(d.cmd.Process.Kill())
+	<-d.logged
+	_ = d.cmd.Wait()
+}
+
+// get reads a page.
+func get(ts *testscript.TestScript, neg bool, args []string) {
+	res, err := http.Get("http://" + theDaemon(ts).http + args[0])
+	ts.Check(err)
+	defer res.Body.Close()
+	_, err = io.Copy(ts.Stdout(), res.Body)
+	ts.Check(err)
+	if neg != (res.StatusCode != http.StatusOK) {
+		ts.Fatalf("%s: %s", args[0], res.Status)
+	}
+}
+
+// job takes the sample job through its life, as a host: job SOCKET TOKEN.
+func job(ts *testscript.TestScript, neg bool, args []string) {
+	out, err := runJob(ts.MkAbs(args[0]), args[1])
+	if neg != (err != nil) {
+		ts.Fatalf("%v", err)
+	}
+	if err != nil {
+		fmt.Fprintln(ts.Stderr(), client.Message(err))
+		return
+	}
+	for _, at := range out.GetAttestations() {
+		for _, s := range at.GetSubjects() {
+			fmt.Fprintln(ts.Stdout(), s.GetSha256(), s.GetName())
+		}
+	}
+}
+
+func runJob(socket, token string) (*authoritypb.CloseResponse, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	stub, closer, err := client.Dial(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	defer closer.Close()
+	o := attesttest.Opened()
+	res, err := stub.Open(ctx, &authoritypb.OpenRequest{
+		Session: o.Session, Profile: o.Profile, JobToken: token,
+		Job: &authoritypb.JobFacts{
+			Id: o.Job.ID, Name: o.Job.Name, Stage: o.Job.Stage, ProjectId: o.Job.ProjectID,
+			PipelineId: o.Job.PipelineID, UserId: o.Job.UserID, Ref: o.Job.Ref, Sha: o.Job.SHA,
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	o.Attempt, o.Nonce, o.InvocationID = res.GetAttempt(), res.GetNonce(), res.GetInvocationId()
+	lines, err := attesttest.Lines(time.Now(), attesttest.JobOf(o))
+	if err != nil {
+		return nil, err
+	}
+	sum, err := stub.Append(ctx, &authoritypb.AppendRequest{Attempt: res.GetAttempt(), Lines: lines})
+	if err != nil {
+		return nil, err
+	}
+	return stub.Close(ctx, &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: sum.GetHead()})
+}
+
+// envsubst replaces variables in files.
+func envsubst(ts *testscript.TestScript, neg bool, args []string) {
+	for _, name := range args {
+		text := os.Expand(ts.ReadFile(name), ts.Getenv)
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(text), 0o644))
+	}
+}
+
+func TestUserIDs(t *testing.T) {
+	ids, err := userIDs([]string{"root", "0", "4242"})
+	if err != nil || fmt.Sprint(ids) != "[0 0 4242]" {
+		t.Errorf("%v, %v", ids, err)
+	}
+	for _, bad := range []string{"no-such-user-here", "-1", "4294967296", ""} {
+		if _, err := userIDs([]string{bad}); err == nil {
+			t.Errorf("%q: accepted", bad)
+		}
+	}
+}
+
+func TestPool(t *testing.T) {
+	if p, err := pool(""); p != nil || err != nil {
+		t.Errorf("%v, %v", p, err)
+	}
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	if _, err := pool(file); err == nil {
+		t.Error("a missing file: accepted")
+	}
+	if err := os.WriteFile(file, []byte("no certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool(file); err == nil {
+		t.Error("an empty trust store: accepted")
+	}
+}
