@@ -93,16 +93,15 @@ func escapeGzip(s string) string {
 }
 
 func unescapeGzip(s string) (string, error) {
-	rest, ok := strings.CutPrefix(s, escaped)
-	if !ok || strings.IndexByte(rest, '%') < 0 {
-		if strings.IndexByte(s, '%') >= 0 {
-			return "", errors.New("gzip: a path that should have been escaped")
+	out := s
+	if rest, ok := strings.CutPrefix(s, escaped); ok && strings.IndexByte(rest, '%') >= 0 {
+		var err error
+		if out, err = url.PathUnescape(rest); err != nil {
+			return "", fmt.Errorf("gzip: path: %w", err)
 		}
-		return s, nil
 	}
-	out, err := url.PathUnescape(rest)
-	if err != nil || escapeGzip(out) != s {
-		return "", errors.New("gzip: a path that is not escaped as the runner does")
+	if escapeGzip(out) != s {
+		return "", errors.New("gzip: path is not escaped as the runner does")
 	}
 	return out, nil
 }
