@@ -51,8 +51,8 @@ type Config struct {
 	GitLabRunner string          // the runner's binary, shown to the helper
 	// RunnerVersion is what that binary says of itself.
 	RunnerVersion string
-	HelperImage  string
-	DefaultImage string // for jobs that name none; may be empty
+	HelperImage   string
+	DefaultImage  string // for jobs that name none; may be empty
 	// DeclareSource accepts a work tree that differs from the job's commit and
 	// says so in the statement. False refuses such a job.
 	DeclareSource bool

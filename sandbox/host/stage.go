@@ -162,6 +162,9 @@ func (h *Host) script(ctx context.Context, j *job, stage sandbox.Stage, script [
 	}
 	j.border.Begin(role, stage)
 	exit, runErr := j.container(role).Run(ctx, h.process(j, stage, stdin, output))
+	if ctx.Err() != nil && errors.Is(runErr, context.Cause(ctx)) {
+		runErr = nil // the stage was canceled and has ended: no failure of ours
+	}
 	endErr := j.border.End(role)
 	ended := record.Ended{Stage: string(stage), Role: string(role), ExitCode: exit.Code, DurationMS: exit.Duration.Milliseconds()}
 	ended.Outcome, ended.Detail = outcome(ctx, exit, runErr, endErr)
