@@ -489,7 +489,7 @@ func (c *checker) addUpload(e record.Entry) *Refusal {
 		return refuse(e, UploadOutsideStage, "artifact %q was uploaded in stage %q, which was not running or is no upload", u.FileName, u.Stage)
 	case u.FileName == "" || strings.ContainsAny(u.FileName, "/\x00") || u.Type == "":
 		return refuse(e, Malformed, "artifact's file name %q or type %q", u.FileName, u.Type)
-	case !isSHA256(u.SHA256) || u.Bytes < 0 || u.Status < 100 || u.Status > 599:
+	case !isSHA256(u.SHA256) || u.Bytes < 0 || u.Status != 0 && (u.Status < 100 || u.Status > 599):
 		return refuse(e, Malformed, "artifact %q: digest, size or status", u.FileName)
 	}
 	if r := checkMembers(e, u); r != nil {

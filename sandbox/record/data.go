@@ -251,7 +251,7 @@ type Upload struct {
 	Format   string        `json:"format"`    // "zip", "gzip" or "raw"
 	SHA256   string        `json:"sha256"`    // of the file that GitLab received
 	Bytes    int64         `json:"bytes"`
-	Status   int           `json:"status"` // GitLab's answer
+	Status   int           `json:"status"` // GitLab's answer; 0 where it was lost
 	Entries  []UploadEntry `json:"entries"`
 }
 
