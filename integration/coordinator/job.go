@@ -196,8 +196,7 @@ type gitInfo struct {
 }
 
 type runnerInfo struct {
-	Timeout      int64   `json:"timeout"`
-	RunnerSessID *string `json:"runner_session_url"`
+	Timeout int64 `json:"timeout"`
 }
 
 type credential struct {
