@@ -133,7 +133,7 @@ func (j *content) subject() Check {
 		for _, subject := range j.s.Subject {
 			f.add("%s  sha256:%s", subject.Name, subject.Digest["sha256"])
 		}
-		return f.fail(0, "the artifact is none of its %d outputs", len(j.s.Subject))
+		return f.fail(0, "the artifact is not among its %s", count(len(j.s.Subject), "output"))
 	case f.total > 0:
 		return f.fail(0, "has digests that cannot be compared")
 	}
@@ -144,7 +144,7 @@ func (j *content) subject() Check {
 		}
 		return f.fail(j.pol.Line("subject"), "is attested under a name that the policy does not accept")
 	}
-	return f.pass("%s, one of %d outputs of job %s", names[i], len(j.s.Subject), j.s.Predicate.BuildDefinition.InternalParameters.GitLab.JobID)
+	return f.pass("%s, of %s of job %s", names[i], count(len(j.s.Subject), "output"), j.s.Predicate.BuildDefinition.InternalParameters.GitLab.JobID)
 }
 
 func (j *content) parameters() Check {
@@ -154,7 +154,7 @@ func (j *content) parameters() Check {
 		return f.fail(0, "external parameters that this verifier does not know")
 	}
 	x := j.s.external
-	return f.pass("job %s: %d variables, %d scripts, all of a known kind", x.JobName, len(x.Variables), len(x.Steps)+len(x.Hooks))
+	return f.pass("job %s: %s, %s, all of a known kind", x.JobName, count(len(x.Variables), "variable"), count(len(x.Steps)+len(x.Hooks), "script"))
 }
 
 // source wants the policy's repository, and the commit that GitLab named to be
@@ -341,7 +341,7 @@ func imageRepository(dep resourceText) (string, error) {
 func (j *content) inputs() Check {
 	f := asks("inputs")
 	deps := j.s.Predicate.BuildDefinition.ResolvedDependencies
-	refused, hosts := 0, map[string]bool{}
+	refused, fetched, hosts := 0, 0, map[string]bool{}
 	for _, dep := range deps {
 		if err := checkDigests(dep.Digest); err != nil {
 			f.add("%s%s: %s", dep.Name, dep.URI, oneLine(err))
@@ -349,6 +349,7 @@ func (j *content) inputs() Check {
 		}
 		host, allowed := j.input(dep)
 		if host != "" {
+			fetched++
 			hosts[host] = true
 		}
 		if !allowed {
@@ -361,10 +362,20 @@ func (j *content) inputs() Check {
 		return f.fail(0, "%d of %d have no usable digest", f.total-refused, len(deps))
 	case refused > 0:
 		return f.fail(j.pol.Line("allowed_input_hosts"), "%d of %d came from a host that the policy does not allow", refused, len(deps))
-	case j.pol.AllowedInputHosts == nil:
-		return f.unasked("%d, from %d hosts; the policy accepts any", len(deps), len(hosts))
 	}
-	return f.pass("%d, from %d hosts", len(deps), len(hosts))
+	told := fmt.Sprintf("%d with digests, %d of them fetched from %s", len(deps), fetched, count(len(hosts), "host"))
+	if j.pol.AllowedInputHosts == nil {
+		return f.unasked("%s; the policy accepts any", told)
+	}
+	return f.pass("%s", told)
+}
+
+// count is a number with its noun.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // input says which host an input came from and whether that is allowed. What
@@ -376,13 +387,12 @@ func (j *content) input(dep resourceText) (host string, allowed bool) {
 		return "", true // images has judged it
 	case dep.URI == "" && dep.Digest["gitTree"] != "":
 		return "", true // the workspace itself; source has judged it
+	case dep.URI == j.sourceURI():
+		return "", true // likewise
 	}
 	u, err := url.Parse(strings.TrimPrefix(dep.URI, "git+"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
 		return "", anyHost
-	}
-	if dep.URI == j.sourceURI() && slices.Contains(j.pol.Source, j.s.external.Source) {
-		return u.Host, true
 	}
 	return u.Host, j.pol.MatchInput(u)
 }

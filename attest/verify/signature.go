@@ -153,11 +153,11 @@ func checkLog(b *parsedBundle, trusted *root.TrustedRoot) Check {
 	// The threshold counts logs, not entries: it can be met only if all
 	// entries verify and are from different logs.
 	if _, err := verify.VerifyTlogEntry(b.entity, trusted, b.logEntries, false); err != nil {
-		c.Status, c.Detail = Fail, fmt.Sprintf("not each of %d entries is of this signature, in a trusted log of its own", b.logEntries)
+		c.Status, c.Detail = Fail, "not each entry is of this signature, in a trusted log of its own"
 		c.Evidence = []string{oneLine(err)}
 		return c
 	}
-	c.Status, c.Detail = Pass, fmt.Sprintf("%d entries of this signature in trusted logs", b.logEntries)
+	c.Status, c.Detail = Pass, "this signature is in "+count(b.logEntries, "trusted log")
 	return c
 }
 

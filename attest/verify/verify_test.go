@@ -327,7 +327,7 @@ func TestEachCheckFailsAlone(t *testing.T) {
 		}},
 
 		// log
-		{name: "entry of no trusted log", check: "log", detail: "not each of 1 entries", forge: func(f *verifytest.Forgery) {
+		{name: "entry of no trusted log", check: "log", detail: "not each entry", forge: func(f *verifytest.Forgery) {
 			f.LogEntries = func(s verifytest.Signed) []any { return []any{stranger.NewLog("log.example.com").Entry(s)} }
 		}},
 
@@ -364,7 +364,7 @@ func TestEachCheckFailsAlone(t *testing.T) {
 		{name: "other profile", check: "builder", detail: `not the builder of profile "firewalled"`, edit: external("profile", "firewalled")},
 
 		// subject
-		{name: "another artifact", check: "subject", detail: "none of its 2 outputs", edit: subject(1, "digest", map[string]any{"sha256": strings.Repeat("9", 64)})},
+		{name: "another artifact", check: "subject", detail: "not among its 2 outputs", edit: subject(1, "digest", map[string]any{"sha256": strings.Repeat("9", 64)})},
 		{name: "a digest that cannot be compared", check: "subject", detail: "cannot be compared", edit: subject(1, "digest", map[string]any{"sha256": hash(), "sha512": strings.Repeat("0", 128)})},
 		{name: "an unknown digest", check: "subject", detail: "cannot be compared", edit: subject(1, "digest", map[string]any{"sha256": hash(), "blake3": "00"})},
 		{name: "another name", check: "subject", detail: "a name that the policy does not accept", policy: `subject = "dist/*.zip"`},
