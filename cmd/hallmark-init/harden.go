@@ -3,7 +3,10 @@ package main
 import (
 	"errors"
 	"os"
+	"runtime"
+	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -23,6 +26,9 @@ func harden() error {
 		return err
 	}
 	if err := deafen(); err != nil {
+		return err
+	}
+	if err := warmUp(); err != nil {
 		return err
 	}
 	os.Clearenv()
@@ -58,4 +64,46 @@ func deafen() error {
 		}
 	}
 	return nil
+}
+
+// threads is more than this program ever runs at once: one reads, one waits,
+// one acts, and the runtime collects garbage on as many as procs.
+const (
+	procs    = 2
+	threads  = 10
+	patience = 10_000 // looks, a tenth of a millisecond apart
+)
+
+// warmUp makes the Go runtime start the threads that it will need, which it
+// then keeps. When a stage has used up the container's processes, a thread
+// more could not be started, and the runtime would end the program.
+func warmUp() error {
+	runtime.GOMAXPROCS(procs)
+	var pipe [2]int
+	if err := syscall.Pipe2(pipe[:], syscall.O_CLOEXEC); err != nil {
+		return err
+	}
+	var blocked sync.WaitGroup
+	for range threads {
+		blocked.Go(func() { syscall.Read(pipe[0], make([]byte, 1)) })
+	}
+	// Each read occupies a thread until the pipe has something, or ends.
+	for range patience {
+		if running() >= threads {
+			break
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+	syscall.Close(pipe[1])
+	blocked.Wait()
+	return syscall.Close(pipe[0])
+}
+
+// running counts this program's threads.
+func running() int {
+	entries, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return threads
+	}
+	return len(entries)
 }

@@ -155,7 +155,7 @@ func add(path string, ca []byte, seen []os.FileInfo) (os.FileInfo, error) {
 
 // blame tells the image's faults from the system's.
 func blame(err error) initproto.Reason {
-	for _, e := range []error{syscall.EISDIR, syscall.ENOTDIR, syscall.ELOOP, syscall.EEXIST, syscall.ENOTEMPTY, syscall.EPERM, syscall.EACCES} {
+	for _, e := range []error{syscall.EISDIR, syscall.ENOTDIR, syscall.ELOOP, syscall.EEXIST, syscall.ENOTEMPTY, syscall.ENOENT, syscall.EPERM, syscall.EACCES} {
 		if errors.Is(err, e) {
 			return initproto.BadImage
 		}

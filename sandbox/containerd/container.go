@@ -148,54 +148,47 @@ func (r *Runtime) shim() (string, *options.Options) {
 
 // boot starts init and waits until it has connected.
 func (c *Container) boot(ctx context.Context, task client.Task, l *net.UnixListener, root uint32) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	timer := time.AfterFunc(connectTimeout, func() { cancel(errors.New("init does not connect")) })
-	defer timer.Stop()
-
-	exit, err := task.Wait(ctx)
+	// The process exists already, and waits to become init.
+	fd, err := unix.PidfdOpen(int(task.Pid()), 0)
 	if err != nil {
 		return fmt.Errorf("task: %w", err)
 	}
+	c.mu.Lock()
+	c.pidfd = os.NewFile(uintptr(fd), "pidfd")
+	c.mu.Unlock()
 	if err := task.Start(ctx); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
-	watched := make(chan struct{})
+
+	waiting, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.New("init does not connect"))
+	defer cancel()
+	died := make(chan error, 1)
 	go func() {
-		defer close(watched)
-		select {
-		case s := <-exit:
-			cancel(earlyExit(s))
-		case <-ctx.Done():
-		}
+		died <- awaitDeath(waiting, fd)
+		cancel()
 	}()
-	defer func() { cancel(nil); <-watched }()
-	link, err := accept(ctx, l, int(task.Pid()), root)
-	if err != nil {
-		return err
+	link, err := accept(waiting, l, int(task.Pid()), root)
+	cancel()
+	if dead := <-died; err != nil && dead == nil {
+		return earlyExit(ctx, task)
 	}
 	c.link = link
-	fd, err := unix.PidfdOpen(int(task.Pid()), 0)
+	return err
+}
+
+// earlyExit says why init is gone already.
+func earlyExit(ctx context.Context, task client.Task) error {
+	s, err := task.Status(ctx)
 	if err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	// setup shows that init lived after this, so that the number was its own.
-	c.pidfd = os.NewFile(uintptr(fd), "pidfd")
-	return nil
-}
-
-func earlyExit(s client.ExitStatus) error {
-	switch code, _, err := s.Result(); {
-	case err != nil:
-		return fmt.Errorf("init: %w", err)
-	case code == initproto.ExitHarden:
+	switch s.ExitStatus {
+	case initproto.ExitHarden:
 		return errors.New("init ended: the kernel does not let it protect itself")
-	case code == initproto.ExitConnect:
+	case initproto.ExitConnect:
 		return errors.New("init ended: it could not connect")
 	default:
-		return fmt.Errorf("init ended with status %d", code)
+		return fmt.Errorf("init ended with status %d", s.ExitStatus)
 	}
 }
 
@@ -405,7 +398,10 @@ func (c *Container) Kill(ctx context.Context) error {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("container %s: kill: %w", c.box.id, err)
 	}
-	return c.awaitDeath(ctx, fd)
+	if err := awaitDeath(ctx, fd); err != nil {
+		return fmt.Errorf("container %s: kill: %w", c.box.id, err)
+	}
+	return nil
 }
 
 // init is a descriptor of init, the caller's to close, or -1 if there is none.
@@ -417,18 +413,19 @@ func (c *Container) init() (int, error) {
 	return unix.FcntlInt(c.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 }
 
-func (c *Container) awaitDeath(ctx context.Context, fd int) error {
+// awaitDeath waits until the process behind a descriptor has ended.
+func awaitDeath(ctx context.Context, fd int) error {
 	for {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 100)
+		n, err := unix.Poll(fds, 20)
 		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("container %s: kill: %w", c.box.id, err)
+			return err
 		}
 		if n > 0 {
 			return nil
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("container %s: kill: %w", c.box.id, context.Cause(ctx))
+			return context.Cause(ctx)
 		}
 	}
 }

@@ -77,10 +77,11 @@ type Config struct {
 	// BinDir holds containerd, containerd-shim-runc-v2 and runc. Whoever can
 	// write there is root.
 	BinDir string
-	// Root is the private instance's images and snapshots.
+	// Root is what outlives a reboot: images, snapshots and a copy of init. It
+	// must not be on a file system that is mounted noexec.
 	Root string
 	// State is sockets and run state, at most 40 characters long; it is best
-	// on a tmpfs.
+	// on a tmpfs, and may be noexec as /run often is.
 	State string
 	// Namespace names containerd's namespace and the parent cgroup. Empty is
 	// "hallmark".
@@ -119,6 +120,7 @@ type Runtime struct {
 // layout is where a Runtime keeps what.
 type layout struct {
 	init    string // the copy of hallmark-init
+	store   string // the private instance's images and snapshots
 	boxes   string // one directory a container
 	runc    string // runc's own state
 	tmp     string // containerd's temporary mounts
@@ -129,7 +131,8 @@ type layout struct {
 
 func newLayout(cfg Config) layout {
 	l := layout{
-		init:   filepath.Join(cfg.State, "init"),
+		init:   filepath.Join(cfg.Root, "hallmark-init"),
+		store:  filepath.Join(cfg.Root, "store"),
 		boxes:  filepath.Join(cfg.State, "box"),
 		runc:   filepath.Join(cfg.State, "runc"),
 		tmp:    filepath.Join(cfg.State, "tmp"),
@@ -166,7 +169,6 @@ var (
 func (c Config) check() error {
 	paths := map[string]string{"bin_dir": c.BinDir, "root": c.Root, "state": c.State, "init": c.Init}
 	if c.Address != "" {
-		delete(paths, "root")
 		paths["address"] = c.Address
 	}
 	for name, path := range paths {
@@ -254,11 +256,7 @@ func (r *Runtime) makeState() error {
 	if err := passable(r.cfg.State); err != nil {
 		return err
 	}
-	dirs := []string{r.layout.boxes, r.layout.runc, r.layout.tmp, r.layout.api}
-	if r.cfg.Address == "" {
-		dirs = append(dirs, r.cfg.Root)
-	}
-	for _, d := range dirs {
+	for _, d := range []string{r.cfg.Root, r.layout.boxes, r.layout.runc, r.layout.tmp, r.layout.api} {
 		if err := ownDir(d, 0o700); err != nil {
 			return err
 		}

@@ -69,7 +69,7 @@ disabled_plugins = ["%s"]
   address = %q
 [plugins."io.containerd.shim.v1.manager"]
   socket_dir = %q
-`, cfg.Root, filepath.Join(cfg.State, "run"), strings.Join(disabled, `", "`),
+`, l.store, filepath.Join(cfg.State, "run"), strings.Join(disabled, `", "`),
 		l.socket, l.socket+".ttrpc", filepath.Join(cfg.State, "s"))
 }
 

@@ -68,6 +68,7 @@ func (b *bench) close() int {
 		b.shelf.Close()
 	}
 	if b.dir != "" {
+		unix.Unmount(filepath.Join(b.dir, "s"), unix.MNT_DETACH)
 		os.RemoveAll(b.dir)
 	}
 	return code
@@ -125,6 +126,13 @@ func (b *bench) open() error {
 	if err := b.pushImages(); err != nil {
 		return err
 	}
+	// As /run is on many hosts.
+	if err := os.Mkdir(filepath.Join(b.dir, "s"), 0o711); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", filepath.Join(b.dir, "s"), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=711"); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	level := slog.LevelWarn
@@ -147,8 +155,8 @@ func (b *bench) open() error {
 func (b *bench) config(sub string) Config {
 	dir := filepath.Join(b.dir, sub)
 	return Config{
-		BinDir: findBin(), Root: filepath.Join(dir, "r"), State: dir,
-		Namespace: strings.ToLower(filepath.Base(b.dir) + "-" + sub),
+		BinDir: findBin(), Root: dir + "-root", State: dir,
+		Namespace: filepath.Base(b.dir) + "-" + sub,
 		Init:      filepath.Join(b.dir, "hallmark-init"),
 		PlainHTTP: []string{strings.TrimPrefix(b.shelf.URL, "http://")},
 	}

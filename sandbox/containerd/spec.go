@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,6 +24,7 @@ import (
 // then unlimited.
 const (
 	defaultPids      = 4096
+	minPids          = 32 // init's own threads count
 	defaultTmpfs     = 64 << 20
 	defaultOpenFiles = 1 << 20
 	// softOpenFiles is what a process starts with: some programs close every
@@ -85,6 +87,8 @@ func check(s sandbox.Spec) error {
 		return fmt.Errorf("network namespace %q: want an absolute path", s.NetNS)
 	case s.Limits.MemoryBytes < 0 || s.Limits.Pids < 0 || s.Limits.TmpfsBytes < 0 || s.Limits.CPUs < 0 || s.Limits.CPUs > 1<<16 || math.IsNaN(s.Limits.CPUs):
 		return errors.New("limits: out of range")
+	case s.Limits.Pids != 0 && s.Limits.Pids < minPids:
+		return fmt.Errorf("limits: %d processes: want at least %d", s.Limits.Pids, minPids)
 	case len(s.CA) > initproto.MaxMessage/2:
 		return errors.New("ca: too large")
 	}
@@ -193,7 +197,9 @@ func namespaces(netns string) []specs.LinuxNamespace {
 }
 
 // filter is containerd's default profile, made stricter: system calls of the
-// native architecture alone, and sockets of four families.
+// native architecture alone, sockets of four families, and resource limits of
+// the calling process alone: the container's root has init's user id, and could
+// otherwise take its descriptors and processor time away.
 func filter(o *specs.Spec) *specs.LinuxSeccomp {
 	p := seccomp.DefaultProfile(o)
 	switch runtime.GOARCH {
@@ -204,18 +210,21 @@ func filter(o *specs.Spec) *specs.LinuxSeccomp {
 	}
 	var calls []specs.LinuxSyscall
 	for _, c := range p.Syscalls {
-		if len(c.Names) == 1 && c.Names[0] == "socket" {
-			continue
+		c.Names = slices.DeleteFunc(slices.Clone(c.Names), func(name string) bool { return name == "socket" || name == "prlimit64" })
+		if len(c.Names) > 0 {
+			calls = append(calls, c)
 		}
-		calls = append(calls, c)
+	}
+	only := func(name string, first uint64) specs.LinuxSyscall {
+		return specs.LinuxSyscall{
+			Names: []string{name}, Action: specs.ActAllow,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: first, Op: specs.OpEqualTo}},
+		}
 	}
 	for _, family := range []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK} {
-		calls = append(calls, specs.LinuxSyscall{
-			Names: []string{"socket"}, Action: specs.ActAllow,
-			Args: []specs.LinuxSeccompArg{{Index: 0, Value: family, Op: specs.OpEqualTo}},
-		})
+		calls = append(calls, only("socket", family))
 	}
-	p.Syscalls = calls
+	p.Syscalls = append(calls, only("prlimit64", 0))
 	return p
 }
 
