@@ -60,6 +60,8 @@ type Border struct {
 	cfg Config
 	ca  *authority
 	up  *upstream
+	// patience is set before anything is served.
+	patience patience
 	// fetches counts the exchanges that were recorded.
 	fetches atomic.Int64
 	// uploading is held by the one upload that may be under way.
@@ -94,7 +96,7 @@ func Open(ctx context.Context, cfg Config) (*Border, error) {
 	if err != nil {
 		return nil, fmt.Errorf("border: %w", err)
 	}
-	return &Border{cfg: cfg, ca: ca, up: up, uploading: make(chan struct{}, 1), sides: map[sandbox.Role]*side{}}, nil
+	return &Border{cfg: cfg, ca: ca, up: up, patience: usualPatience(), uploading: make(chan struct{}, 1), sides: map[sandbox.Role]*side{}}, nil
 }
 
 // CA is the certificate, in PEM, that the containers must trust.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/record"
@@ -38,6 +39,21 @@ func hostOf(t *testing.T, to string) string {
 	return net.JoinHostPort(host, port)
 }
 
+// TLS to an address is refused in words too, under a certificate for the address.
+func TestTLSToAnAddress(t *testing.T) {
+	for _, to := range []string{"https://93.184.216.34/", "https://[2606:4700:4700::1111]/", "https://10.0.0.1:8443/", "https://169.254.169.254/"} {
+		t.Run(to, func(t *testing.T) {
+			w := newWorld(t, options{profile: sandbox.Hermetic})
+			w.begin(sandbox.BuildScript)
+			out, errs, code := w.curl("-i", to)
+			if code != 0 || !strings.Contains(out, "X-Hallmark-Rule: hermetic") {
+				t.Errorf("exit %d: %s%s", code, out, errs)
+			}
+			w.wantBlock("hermetic", to)
+		})
+	}
+}
+
 func TestOtherProtocolsAreClosed(t *testing.T) {
 	for _, tt := range []struct{ name, to, say, rule, protocol string }{
 		{"ssh", "git.example:22", "SSH-2.0-OpenSSH_9.2\r\n", "not-http", "tcp"},
@@ -63,6 +79,25 @@ func TestOtherProtocolsAreClosed(t *testing.T) {
 				t.Errorf("protocol %s, want %s", b.Protocol, tt.protocol)
 			}
 			w.wantNoFetch()
+		})
+	}
+}
+
+// A client that dribbles is not waited for.
+func TestSlowClients(t *testing.T) {
+	for name, pieces := range map[string][]string{
+		"half a method": {"GE"}, "half a head": {"GET / HTTP/1.1\r\n", "Host: a", ""}, "half a hello": {"\x16\x03\x01\x02\x00\x01"}, "idle after an answer": {"GET / HTTP/1.1\r\nHost: good.example\r\n\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, options{profile: sandbox.Hermetic})
+			short := 200 * time.Millisecond
+			w.b.patience = patience{peek: short, hello: short, head: short, idle: short, body: short, take: short, linger: short}
+			w.begin(sandbox.BuildScript)
+			out, _, _ := w.inside(sandbox.Build, "talk", append([]string{"good.example:80"}, pieces...)...)
+			if strings.Contains(out, "timeout") { // the client's own, of twenty seconds and more
+				t.Errorf("the border waited: %s", out)
+			}
+			w.end(sandbox.Build)
 		})
 	}
 }
@@ -192,6 +227,13 @@ func TestNames(t *testing.T) {
 	}
 	if len(w.names.asked) != 0 {
 		t.Errorf("the host's resolver was asked: %q", w.names.asked)
+	}
+	for _, server := range []string{"8.8.8.8:53", "127.0.0.1:53", "[2001:4860:4860::8888]:53", "[::1]:53"} {
+		query := dnsQuery(t, "some.example", 1)
+		out, _, _ := w.inside(sandbox.Build, "send", server, "\x00"+string(rune(len(query)))+string(query))
+		if !strings.Contains(out, "\xc6\x12\x00") {
+			t.Errorf("%s over TCP: %q", server, out)
+		}
 	}
 	for _, server := range []string{"8.8.8.8:53", "127.0.0.1:53", "127.0.0.53:53", "[2001:4860:4860::8888]:53", "[::1]:53"} {
 		query := string(dnsQuery(t, "some.example", 1))

@@ -18,17 +18,28 @@ import (
 
 // Limits towards clients.
 const (
-	peekTimeout   = 10 * time.Second // until a client has said what it speaks; a busy host makes it slow
-	helloTimeout  = 10 * time.Second // of a TLS handshake
-	headTimeout   = 10 * time.Second // of one request's head
-	idleTimeout   = 60 * time.Second // between two requests
-	bodyTimeout   = 60 * time.Second // between two pieces of a request's body
-	clientTimeout = 10 * time.Minute // for a client to take a piece of an answer
-	lingerTimeout = time.Second
-	maxLinger     = 256 << 10
-	sniffBuffer   = 4 << 10
-	writeBuffer   = 64 << 10
+	maxLinger   = 256 << 10
+	sniffBuffer = 4 << 10
+	writeBuffer = 64 << 10
 )
+
+// patience is how long the border waits for a client.
+type patience struct {
+	peek   time.Duration // until it has said what it speaks
+	hello  time.Duration // for a TLS handshake
+	head   time.Duration // for one request's head
+	idle   time.Duration // between two requests
+	body   time.Duration // between two pieces of a request's body
+	take   time.Duration // for it to take a piece of an answer
+	linger time.Duration // for it to read an answer while it still sends
+}
+
+func usualPatience() patience {
+	return patience{
+		peek: 2 * time.Second, hello: 10 * time.Second, head: 10 * time.Second, idle: time.Minute,
+		body: time.Minute, take: 10 * time.Minute, linger: time.Second,
+	}
+}
 
 // Rules of the border itself, beside those of package policy.
 const (
@@ -61,6 +72,8 @@ type client struct {
 	proxy  bool // a client of the explicit proxy: absolute form and CONNECT
 }
 
+func (c *client) patience() patience { return c.p.side.b.patience }
+
 // serveSteered serves a connection that was meant for somewhere else.
 func (p *period) serveSteered(raw net.Conn) {
 	dst, err := originalDestination(raw)
@@ -88,7 +101,7 @@ func (p *period) serveProxy(raw net.Conn) {
 
 // serve finds out what a client speaks, and speaks it.
 func (c *client) serve(r *bufio.Reader) {
-	k, err := c.sniff(r, peekTimeout)
+	k, err := c.sniff(r, c.patience().peek)
 	switch {
 	case err != nil && r.Buffered() == 0 && errors.Is(err, io.EOF): // connected and left
 		return
@@ -165,7 +178,7 @@ func (c *client) serveTLS(r *bufio.Reader) {
 	}
 	cfg.SetSessionTicketKeys([][32]byte{c.p.side.b.ca.tickets})
 	conn := tls.Server(prefixed{c.raw, r}, cfg)
-	if err := c.raw.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
+	if err := c.raw.SetDeadline(time.Now().Add(c.patience().hello)); err != nil {
 		return
 	}
 	if err := conn.HandshakeContext(c.p.ctx); err != nil {
@@ -190,7 +203,7 @@ func (c *client) serveTLS(r *bufio.Reader) {
 // only connected early.
 func (c *client) serveInner() {
 	r := bufio.NewReaderSize(c.conn, maxHead)
-	if err := c.raw.SetReadDeadline(time.Now().Add(idleTimeout)); err != nil {
+	if err := c.raw.SetReadDeadline(time.Now().Add(c.patience().idle)); err != nil {
 		return
 	}
 	if _, err := r.Peek(1); err != nil {
@@ -235,7 +248,7 @@ func (c *client) serveHTTP(r *bufio.Reader) {
 type deadlineWriter struct{ c *client }
 
 func (w deadlineWriter) Write(b []byte) (int, error) {
-	if err := w.c.raw.SetWriteDeadline(time.Now().Add(clientTimeout)); err != nil {
+	if err := w.c.raw.SetWriteDeadline(time.Now().Add(w.c.patience().take)); err != nil {
 		return 0, err
 	}
 	return w.c.conn.Write(b)
@@ -243,13 +256,13 @@ func (w deadlineWriter) Write(b []byte) (int, error) {
 
 // serveRequest serves one request and reports whether another may follow.
 func (c *client) serveRequest() bool {
-	if err := c.raw.SetReadDeadline(time.Now().Add(idleTimeout)); err != nil {
+	if err := c.raw.SetReadDeadline(time.Now().Add(c.patience().idle)); err != nil {
 		return false
 	}
 	if _, err := c.br.Peek(1); err != nil {
 		return false
 	}
-	if err := c.raw.SetReadDeadline(time.Now().Add(headTimeout)); err != nil {
+	if err := c.raw.SetReadDeadline(time.Now().Add(c.patience().head)); err != nil {
 		return false
 	}
 	head, err := readHead(c.br)
@@ -329,7 +342,7 @@ func (c *client) linger() {
 	if !ok || w.CloseWrite() != nil {
 		return
 	}
-	if err := c.raw.SetReadDeadline(time.Now().Add(lingerTimeout)); err != nil {
+	if err := c.raw.SetReadDeadline(time.Now().Add(c.patience().linger)); err != nil {
 		return
 	}
 	_, _ = io.CopyN(io.Discard, c.raw, maxLinger)

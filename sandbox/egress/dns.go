@@ -77,6 +77,9 @@ func (n *names) resolve(name string, qtype dnsmessage.Type) (dnsmessage.Resource
 	}
 	addr, ok := n.address(name)
 	if !ok {
+		if n.full != nil {
+			n.full()
+		}
 		return nil, false
 	}
 	return &dnsmessage.AResource{A: addr.As4()}, true

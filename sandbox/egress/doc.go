@@ -102,18 +102,10 @@
 //
 // # Limits
 //
-// Per role: 512 connections, 16384 names, 1000 different refusals a stage by name
+// Per role: 256 connections, 16384 names, 1000 different refusals a stage by name
 // (the rest are counted together). Per connection: two seconds to speak, ten for a
 // handshake or a head, 64 KiB of head, 60 idle. Per job: 500000 exchanges, one
 // upload at a time. The path "/org" of a rule is "/org" and what is below it.
 //
-// # Example
-//
-//	b, err := egress.Open(ctx, egress.Config{Policy: p, Record: log, SpoolDir: dir, CheckUpload: workspace.Match})
-//	...
-//	defer b.Close()
-//	path, err := b.Namespace(sandbox.Build) // for the container's spec
-//	b.Begin(sandbox.Build, sandbox.BuildScript)
-//	... the stage runs ...
-//	err = b.End(sandbox.Build)
+// The example of [Border] shows the order of calls.
 package egress

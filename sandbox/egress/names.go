@@ -20,6 +20,8 @@ type names struct {
 	mu     sync.Mutex
 	byName map[string]netip.Addr
 	byAddr []string // index is the address's offset in fakeRange
+
+	full func() // told when a name found no room; may be nil
 }
 
 func newNames() *names {

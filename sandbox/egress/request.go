@@ -183,7 +183,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.done() {
 		return 0, io.EOF
 	}
-	if err := b.q.raw.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
+	if err := b.q.raw.SetReadDeadline(time.Now().Add(b.q.patience().body)); err != nil {
 		return 0, err
 	}
 	n, err := b.r.Read(p)

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	maxConnections = 512  // of one role at a time
+	maxConnections = 256  // of one role at a time
 	maxDistinct    = 1000 // different refusals of one stage that are recorded by name
 	acceptPause    = 10 * time.Millisecond
 )
@@ -37,6 +37,9 @@ type side struct {
 func newSide(b *Border, role sandbox.Role, ns *namespace) *side {
 	s := &side{b: b, role: role, ns: ns, names: newNames()}
 	s.period = newPeriod(s, "")
+	s.names.full = func() {
+		_ = s.current().block(record.Block{Protocol: "dns", Target: "any", Rule: ruleCapacity, Reason: "more names than the border knows"})
+	}
 	return s
 }
 
@@ -159,7 +162,7 @@ func (p *period) end() error {
 	p.mu.Lock()
 	p.ended = true
 	for c := range p.conns {
-		c.Close()
+		cut(c)
 	}
 	p.mu.Unlock()
 	p.work.Wait()

@@ -54,8 +54,8 @@ func decodeOnce(path string) (string, error) {
 		}
 		c = byte(hi<<4 | lo)
 		switch {
-		case unreserved(c):
-			return "", errors.New("it encodes a character that stands for itself")
+		case unreserved(c) && strings.IndexByte("-_~", c) < 0:
+			return "", errors.New("it encodes a letter, a digit or a dot")
 		case c == '%':
 			return "", errors.New("it is encoded twice")
 		case c == '\\' || c < 0x20 || c == 0x7f:

@@ -73,6 +73,7 @@ func TestDecideTenant(t *testing.T) {
 		{"GET http://proxy.example.com/debian/", "proxy", true},
 		{"GET https://PROXY.example.COM./x", "proxy", true},
 		{"GET https://proxy.example.com/@babel%2fcore", "proxy", true},
+		{"GET http://proxy.example.com/debian/pool/libstdc%2b%2b6_1.0%7erc1.deb", "proxy", true},
 		{"POST https://code.example.com/org/repo", "org", true},
 		{"GET https://code.example.com/org/repo/info/refs?service=git-upload-pack", "org", true},
 		{"GET https://code.example.com/pub/x", "org", true},
