@@ -408,6 +408,10 @@ func TestFetches(t *testing.T) {
 	if diff := cmp.Diff(want, uris); diff != "" {
 		t.Error(diff)
 	}
+	moved := insert(attesttest.Dependencies(0), change(file, func(f *record.Fetch) { f.Redirects = []string{"https://a.example.com/1", "https://cdn.example.com/2"} }), ends("build_script"))
+	if !slices.ContainsFunc(dependencies(t, one(t, moved)), func(d map[string]any) bool { return d["downloadLocation"] == "https://cdn.example.com/2" }) {
+		t.Error("nothing says where a redirect led")
+	}
 	for _, b := range at(t, st, "predicate.runDetails.byproducts").([]any) {
 		if b := b.(map[string]any); b["name"] == "other-exchanges" {
 			if n := at(t, b, "annotations.count"); n != 4.0 {

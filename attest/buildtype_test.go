@@ -265,6 +265,6 @@ func TestDocumentNamesAll(t *testing.T) {
 func standard(name string) bool {
 	return slices.Contains([]string{
 		"buildDefinition", "buildType", "builder", "id", "version", "metadata", "invocationId", "startedOn", "finishedOn",
-		"uri", "digest", "mediaType", "annotations",
+		"uri", "digest", "downloadLocation", "mediaType", "annotations",
 	}, name)
 }

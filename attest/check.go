@@ -434,7 +434,7 @@ func (c *checker) addFetch(e record.Entry) *Refusal {
 		return refuse(e, FetchOutsideStage, "an exchange of %q in container %q, which was not running", f.Stage, f.Role)
 	case f.Role == roleBuild && c.opened.Network.Build == networkNone:
 		return refuse(e, FetchWithoutNetwork, "an exchange of %s, whose network has no way out", f.Stage)
-	case f.Method == "" || f.Status < 100 || f.Status > 599 || f.Bytes < 0 || f.Bytes > maxJSONInteger:
+	case f.Method == "" || !isStatus(f.Status) && (f.Status != 0 || f.Incomplete == "") || f.Bytes < 0 || f.Bytes > maxJSONInteger:
 		return refuse(e, Malformed, "method, status or size of an exchange")
 	case !isSHA256(f.SHA256) || f.RequestSHA256 != "" && !isSHA256(f.RequestSHA256):
 		return refuse(e, Malformed, "digest of an exchange")
@@ -447,6 +447,8 @@ func (c *checker) addFetch(e record.Entry) *Refusal {
 	c.fetches = append(c.fetches, fetch{f, e, u})
 	return nil
 }
+
+func isStatus(code int) bool { return code >= 100 && code <= 599 }
 
 func (c *checker) addBlock(e record.Entry) *Refusal {
 	var b record.Block

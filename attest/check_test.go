@@ -174,6 +174,7 @@ func refusals() map[string]struct {
 		"fetch with bad request":  {fetchIn("build_script", func(f *record.Fetch) { f.RequestSHA256 = "x" }), attest.Malformed},
 		"fetch without method":    {fetchIn("build_script", func(f *record.Fetch) { f.Method = "" }), attest.Malformed},
 		"fetch without status":    {fetchIn("build_script", func(f *record.Fetch) { f.Status = 0 }), attest.Malformed},
+		"fetch of no status":      {fetchIn("build_script", func(f *record.Fetch) { f.Status, f.Incomplete = 600, "x" }), attest.Malformed},
 		"fetch of negative size":  {fetchIn("build_script", func(f *record.Fetch) { f.Bytes = -1 }), attest.Malformed},
 		"negative count of block": {replace(job, func(b *record.Block) { b.Count = -1 }), attest.NumberTooLarge},
 		"count overflows":         {replace(job, func(b *record.Block) { b.Count = 1 << 62 }), attest.NumberTooLarge},
@@ -310,9 +311,10 @@ func TestAccepted(t *testing.T) {
 	for name, events := range map[string][]attesttest.Event{
 		"sources retried": retried, "after_script failed": after, "failure allowed": lenient,
 		"tag": tag, "merge request": merge, "image resolved twice alike": sameImage,
-		"canceled": replace(job, func(c *record.Closing) { c.Result = "canceled" }),
-		"timeout":  replace(job, func(c *record.Closing) { c.Result = "timeout" }),
-		"largest":  opened(func(o *record.Opened) { o.Job.ID = 1<<53 - 1 }),
+		"canceled":             replace(job, func(c *record.Closing) { c.Result = "canceled" }),
+		"timeout":              replace(job, func(c *record.Closing) { c.Result = "timeout" }),
+		"fetch without answer": fetchIn("build_script", func(f *record.Fetch) { f.Status, f.Incomplete = 0, "refused" }),
+		"largest":              opened(func(o *record.Opened) { o.Job.ID = 1<<53 - 1 }),
 	} {
 		if _, err := attest.Statements(entries(t, events), factsOf(events)); err != nil {
 			t.Errorf("%s: %v", name, err)

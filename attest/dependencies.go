@@ -121,31 +121,39 @@ func sha256Digest(digest string) map[string]string {
 	return map[string]string{"sha256": strings.TrimPrefix(digest, "sha256:")}
 }
 
-// fetchResources makes one dependency of all exchanges with the same URL and
-// digest.
+// from is where redirects led; empty where there were none.
+func (f fetch) from() string {
+	if n := len(f.Redirects); n > 0 {
+		return f.Redirects[n-1]
+	}
+	return ""
+}
+
+// fetchResources makes one dependency of all exchanges with the same URL,
+// digest and origin.
 func fetchResources(fetches []fetch) []resource {
-	type key struct{ url, digest string }
+	type key struct{ url, digest, from string }
 	type facts struct {
-		first         record.Fetch
+		mediaType     string // the first answer's
 		stages, roles map[string]bool
 	}
 	found := map[key]*facts{}
 	for _, f := range fetches {
-		k := key{f.URL, f.SHA256}
+		k := key{f.URL, f.SHA256, f.from()}
 		if found[k] == nil {
-			found[k] = &facts{first: f.Fetch, stages: map[string]bool{}, roles: map[string]bool{}}
+			found[k] = &facts{mediaType: f.MediaType, stages: map[string]bool{}, roles: map[string]bool{}}
 		}
 		found[k].stages[f.Stage] = true
 		found[k].roles[f.Role] = true
 	}
 	keys := slices.SortedFunc(maps.Keys(found), func(a, b key) int {
-		return cmp.Or(cmp.Compare(a.url, b.url), cmp.Compare(a.digest, b.digest))
+		return cmp.Or(cmp.Compare(a.url, b.url), cmp.Compare(a.digest, b.digest), cmp.Compare(a.from, b.from))
 	})
 	out := make([]resource, 0, len(keys))
 	for _, k := range keys {
 		f := found[k]
 		out = append(out, resource{
-			URI: k.url, Digest: map[string]string{"sha256": k.digest}, MediaType: f.first.MediaType,
+			URI: k.url, Digest: map[string]string{"sha256": k.digest}, DownloadLocation: k.from, MediaType: f.mediaType,
 			Annotations: map[string]any{
 				"kind":   "fetched",
 				"stages": slices.Sorted(maps.Keys(f.stages)),

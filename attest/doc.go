@@ -37,8 +37,8 @@
 // # Dependencies
 //
 // Each exchange that the border let pass with a 2xx answer, read to its end,
-// is a dependency: one for each pair of URL and digest, with the stages and
-// roles that asked. Two kinds are counted and hashed as byproducts instead:
+// is a dependency: one for each combination of URL, digest and the location that
+// redirects led to, with the stages and roles that asked. Two kinds are counted and hashed as byproducts instead:
 // git's protocol with the job's own repository during get_sources, if the
 // workspace was then found equal to the commit (the commit stands for it: the
 // packs are made anew for each clone), and exchanges whose bytes are no file

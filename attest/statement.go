@@ -83,11 +83,12 @@ type metadata struct {
 
 // resource is in-toto's ResourceDescriptor.
 type resource struct {
-	Name        string            `json:"name,omitempty"`
-	URI         string            `json:"uri,omitempty"`
-	Digest      map[string]string `json:"digest,omitempty"`
-	MediaType   string            `json:"mediaType,omitempty"`
-	Annotations map[string]any    `json:"annotations,omitempty"`
+	Name             string            `json:"name,omitempty"`
+	URI              string            `json:"uri,omitempty"`
+	Digest           map[string]string `json:"digest,omitempty"`
+	DownloadLocation string            `json:"downloadLocation,omitempty"`
+	MediaType        string            `json:"mediaType,omitempty"`
+	Annotations      map[string]any    `json:"annotations,omitempty"`
 }
 
 type result struct {

@@ -60,8 +60,8 @@ func (a *Authority) grow(ctx context.Context, at *store.Attempt, held *live, lin
 		if err != nil {
 			return nil, nil, a.refuseLine(ctx, at, line, err)
 		}
-		if grown.size > MaxRecord {
-			return nil, nil, status.Errorf(codes.ResourceExhausted, "record of more than %d bytes", MaxRecord)
+		if grown.size > a.maxRecord {
+			return nil, nil, status.Errorf(codes.ResourceExhausted, "record of more than %d bytes", a.maxRecord)
 		}
 		if err := a.checkEntry(ctx, at, e); err != nil {
 			return nil, nil, err

@@ -98,7 +98,8 @@ type Config struct {
 // An Authority is the service. It is safe for concurrent use.
 type Authority struct {
 	authoritypb.UnimplementedAuthorityServer
-	cfg Config
+	cfg       Config
+	maxRecord int64
 
 	mu   sync.Mutex
 	jobs map[int64]*jobLock
@@ -119,7 +120,7 @@ func New(cfg Config) (*Authority, error) {
 		cfg.Now = time.Now
 	}
 	cfg.PublicURL = strings.TrimSuffix(cfg.PublicURL, "/")
-	return &Authority{cfg: cfg, jobs: map[int64]*jobLock{}, live: map[string]*live{}}, nil
+	return &Authority{cfg: cfg, maxRecord: MaxRecord, jobs: map[int64]*jobLock{}, live: map[string]*live{}}, nil
 }
 
 func (a *Authority) now() time.Time { return a.cfg.Now().UTC() }

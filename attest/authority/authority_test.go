@@ -598,15 +598,13 @@ func TestHarmlessRefusals(t *testing.T) {
 }
 
 func TestRecordTooLarge(t *testing.T) {
-	if testing.Short() {
-		t.Skip("writes 128 MiB")
-	}
 	w := newWorld(t)
+	w.a.SetMaxRecord(128 << 10)
 	res := w.open()
 	var events []attesttest.Event
 	events = append(events, attesttest.Event{Kind: record.JobOpened, Data: opened(res)})
 	for range 44 {
-		events = append(events, attesttest.Event{Kind: record.Blocked, Data: record.Block{Target: strings.Repeat("x", 3<<20)}})
+		events = append(events, attesttest.Event{Kind: record.Blocked, Data: record.Block{Target: strings.Repeat("x", 3<<10)}})
 	}
 	var err error
 	for _, line := range w.lines(events) {

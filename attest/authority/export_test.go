@@ -20,3 +20,6 @@ func Parse(path, builders string) (kind int, value string) {
 	p := parsePath(path, builders)
 	return int(p.kind), p.value
 }
+
+// SetMaxRecord spares tests writing MaxRecord bytes.
+func (a *Authority) SetMaxRecord(n int64) { a.maxRecord = n }
