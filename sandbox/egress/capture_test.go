@@ -70,6 +70,9 @@ func TestOtherProtocolsAreClosed(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t, options{profile: sandbox.Firewalled})
+			if tt.say == "" {
+				w.b.patience.peek = 200 * time.Millisecond
+			}
 			w.begin(sandbox.BuildScript)
 			out, _, _ := w.inside(sandbox.Build, "send", tt.to, tt.say)
 			if strings.Contains(out, "200") || strings.Contains(out, "SSH") {

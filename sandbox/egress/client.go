@@ -25,7 +25,7 @@ const (
 
 // patience is how long the border waits for a client.
 type patience struct {
-	peek   time.Duration // until it has said what it speaks
+	peek   time.Duration // until it has said what it speaks; a busy host makes it slow
 	hello  time.Duration // for a TLS handshake
 	head   time.Duration // for one request's head
 	idle   time.Duration // between two requests
@@ -36,7 +36,7 @@ type patience struct {
 
 func usualPatience() patience {
 	return patience{
-		peek: 2 * time.Second, hello: 10 * time.Second, head: 10 * time.Second, idle: time.Minute,
+		peek: 10 * time.Second, hello: 10 * time.Second, head: 10 * time.Second, idle: time.Minute,
 		body: time.Minute, take: 10 * time.Minute, linger: time.Second,
 	}
 }

@@ -53,7 +53,7 @@
 // authority (ECDSA P-256, its key in this process's memory alone, gone with the
 // Border); inside it and outside, HTTP/1.1 and 1.0 pass. Anything else is closed
 // and recorded as not-http: SSH, HTTP/2 with prior knowledge, TLS in TLS, and a
-// client that waits two seconds for the server to begin. Heads are checked more
+// client that waits ten seconds for the server to begin. Heads are checked more
 // strictly than net/http does, and are never forwarded as they came: the origin
 // gets method, target, and an allow-list of headers, written anew. Upgrade,
 // cookies, Range and If-* are not on that list, and Accept-Encoding is identity:
@@ -103,8 +103,8 @@
 // # Limits
 //
 // Per role: 256 connections, 16384 names, 1000 different refusals a stage by name
-// (the rest are counted together). Per connection: two seconds to speak, ten for a
-// handshake or a head, 64 KiB of head, 60 idle. Per job: 500000 exchanges, one
+// (the rest are counted together). Per connection: ten seconds to speak, for a
+// handshake and for a head, 64 KiB of head, 60 idle. Per job: 500000 exchanges, one
 // upload at a time. The path "/org" of a rule is "/org" and what is below it.
 //
 // The example of [Border] shows the order of calls.
