@@ -135,6 +135,11 @@ func (a *Authority) HTTP() http.Handler {
 			http.Error(w, "this service can only be read", http.StatusMethodNotAllowed)
 			return
 		}
+		p := parsePath(r.URL.Path, builders)
+		if p.kind == healthPage {
+			a.serve(w, r, p) // whoever watches must not wait for readers
+			return
+		}
 		select {
 		case slots <- struct{}{}:
 			defer func() { <-slots }()
@@ -143,7 +148,7 @@ func (a *Authority) HTTP() http.Handler {
 			http.Error(w, "too many readers", http.StatusServiceUnavailable)
 			return
 		}
-		a.serve(w, r, parsePath(r.URL.Path, builders))
+		a.serve(w, r, p)
 	})
 }
 

@@ -15,9 +15,9 @@ import (
 type live struct {
 	chain  record.Chain
 	hashes [][sha256.Size]byte
-	size   int64 // bytes of the record, newlines included
-	ran    bool  // a stage that can run the tenant's code has started
-	used   time.Time
+	size   int64     // bytes of the record, newlines included
+	ran    bool      // a stage that can run the tenant's code has started
+	used   time.Time // guarded by Authority.mu
 }
 
 // add checks the next line.
@@ -69,37 +69,44 @@ func runsTenantCode(e record.Entry) bool {
 
 // copy returns a live record that can be added to without changing l.
 func (l *live) copy() *live {
-	c := *l
 	// Appending to the copy may write behind len(l.hashes), where l sees nothing.
-	return &c
+	return &live{chain: l.chain, hashes: l.hashes, size: l.size, ran: l.ran}
 }
 
 // load returns the attempt's record, from memory or from the store. The caller
 // holds the job's lock.
 func (a *Authority) load(attempt string) (*live, error) {
-	a.mu.Lock()
-	l := a.live[attempt]
-	a.mu.Unlock()
-	if l == nil {
-		data, err := a.cfg.Store.Record(attempt)
-		if err != nil {
-			return nil, err
-		}
-		l = &live{}
-		for line := range bytes.Lines(data) {
-			if _, err := l.add(bytes.TrimSuffix(line, []byte{'\n'})); err != nil {
-				return nil, fmt.Errorf("authority: stored record %s: %w", attempt, err)
-			}
-		}
-		a.keep(attempt, l)
+	if l := a.remembered(attempt); l != nil {
+		return l, nil
 	}
-	l.used = a.now()
+	data, err := a.cfg.Store.Record(attempt)
+	if err != nil {
+		return nil, err
+	}
+	l := &live{}
+	for line := range bytes.Lines(data) {
+		if _, err := l.add(bytes.TrimSuffix(line, []byte{'\n'})); err != nil {
+			return nil, fmt.Errorf("authority: stored record %s: %w", attempt, err)
+		}
+	}
+	a.keep(attempt, l)
 	return l, nil
+}
+
+func (a *Authority) remembered(attempt string) *live {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.live[attempt]
+	if l != nil {
+		l.used = a.now()
+	}
+	return l
 }
 
 func (a *Authority) keep(attempt string, l *live) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	l.used = a.now()
 	a.live[attempt] = l
 }
 
