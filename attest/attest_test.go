@@ -379,7 +379,7 @@ func TestOtherStage(t *testing.T) {
 }
 
 func TestFetches(t *testing.T) {
-	file := attesttest.Fetch("build_script", "GET", "https://proxy.golang.org/a", "a")
+	file := attesttest.Fetch("build_script", "GET", "https://modules.example.com/a", "a")
 	change := func(f record.Fetch, c func(*record.Fetch)) attesttest.Event {
 		c(&f)
 		return attesttest.Event{Kind: record.Fetched, Data: f}
@@ -387,12 +387,18 @@ func TestFetches(t *testing.T) {
 	job := attesttest.Dependencies(0)
 	for _, ev := range []attesttest.Event{
 		change(file, func(f *record.Fetch) {}),
-		change(file, func(f *record.Fetch) {}),                                                         // the same again
-		change(file, func(f *record.Fetch) { f.SHA256 = attesttest.SHA256("b") }),                      // changed in between
-		change(file, func(f *record.Fetch) { f.URL += "/head"; f.Method = "HEAD" }),                    // no file
-		change(file, func(f *record.Fetch) { f.URL += "/404"; f.Status = 404 }),                        // no file
-		change(file, func(f *record.Fetch) { f.URL += "/302"; f.Status = 302 }),                        // no file
-		change(file, func(f *record.Fetch) { f.URL += "/cut"; f.Incomplete = "the client went away" }), // no file
+		change(file, func(f *record.Fetch) {}),                                    // the same again
+		change(file, func(f *record.Fetch) { f.SHA256 = attesttest.SHA256("b") }), // changed in between
+		// Bodies that a job could have used, although no success says so.
+		change(file, func(f *record.Fetch) { f.URL += "/404"; f.Status = 404 }),
+		change(file, func(f *record.Fetch) { f.URL += "/302"; f.Status = 302 }),
+		change(file, func(f *record.Fetch) { f.URL += "/cut"; f.Incomplete = "the client went away" }),
+		// An empty file is a file.
+		change(file, func(f *record.Fetch) { f.URL += "/empty"; f.Bytes = 0 }),
+		// Nothing came.
+		change(file, func(f *record.Fetch) { f.URL += "/head"; f.Method, f.Bytes = "HEAD", 0 }),
+		change(file, func(f *record.Fetch) { f.URL += "/304"; f.Status, f.Bytes = 304, 0 }),
+		change(file, func(f *record.Fetch) { f.URL += "/502"; f.Status, f.Bytes, f.Incomplete = 502, 0, "no answer" }),
 	} {
 		job = insert(job, ev, ends("build_script"))
 	}
@@ -400,11 +406,19 @@ func TestFetches(t *testing.T) {
 	var uris []string
 	for _, d := range dependencies(t, st) {
 		if notes, ok := d["annotations"].(map[string]any); ok && notes["kind"] == "fetched" {
-			uris = append(uris, fmt.Sprint(d["uri"], " ", d["digest"].(map[string]any)["sha256"]))
+			uris = append(uris, fmt.Sprint(d["uri"], " ", d["digest"].(map[string]any)["sha256"], " ", notes["status"], " ", notes["incomplete"]))
 		}
 	}
-	want := []string{file.URL + " " + attesttest.SHA256("b"), file.URL + " " + file.SHA256}
+	want := []string{
+		file.URL + " " + attesttest.SHA256("b") + " <nil> <nil>",
+		file.URL + " " + file.SHA256 + " <nil> <nil>",
+		file.URL + "/404 " + file.SHA256 + " 404 <nil>",
+		file.URL + "/302 " + file.SHA256 + " 302 <nil>",
+		file.URL + "/cut " + file.SHA256 + " <nil> the client went away",
+		file.URL + "/empty " + file.SHA256 + " <nil> <nil>",
+	}
 	slices.Sort(want)
+	slices.Sort(uris)
 	if diff := cmp.Diff(want, uris); diff != "" {
 		t.Error(diff)
 	}
@@ -414,8 +428,8 @@ func TestFetches(t *testing.T) {
 	}
 	for _, b := range at(t, st, "predicate.runDetails.byproducts").([]any) {
 		if b := b.(map[string]any); b["name"] == "other-exchanges" {
-			if n := at(t, b, "annotations.count"); n != 4.0 {
-				t.Errorf("%v other exchanges, want 4", n)
+			if n := at(t, b, "annotations.count"); n != 3.0 {
+				t.Errorf("%v other exchanges, want 3", n)
 			}
 			return
 		}

@@ -15,7 +15,7 @@ import (
 // folded are exchanges that byproducts stand for.
 type folded struct {
 	git   []fetch // the source commit stands for them
-	other []fetch // no file crossed: HEAD, redirects, errors, broken answers
+	other []fetch // no byte of a body crossed: HEAD, not modified, no answer
 }
 
 // sortFetches says which exchanges are dependencies.
@@ -23,7 +23,7 @@ func sortFetches(s *story) (listed []fetch, rest folded) {
 	match := s.source != nil && s.source.Outcome == sourceMatch
 	for _, f := range s.fetches {
 		switch {
-		case f.Method == "HEAD" || f.Status < 200 || f.Status > 299 || f.Incomplete != "":
+		case !f.brought():
 			rest.other = append(rest.other, f)
 		case match && f.Stage == "get_sources" && gitExchange(f.url, s.opened.Job.SourceURI):
 			rest.git = append(rest.git, f)
@@ -33,6 +33,15 @@ func sortFetches(s *story) (listed []fetch, rest folded) {
 	}
 	return listed, rest
 }
+
+// brought reports whether the exchange is an input. Whatever its status and
+// however it ended, a body that crossed the border may have been used: a client
+// that hangs up before the last byte has all the others.
+func (f fetch) brought() bool {
+	return f.Bytes > 0 || f.answered() && f.Method != "HEAD" && f.Incomplete == ""
+}
+
+func (f fetch) answered() bool { return f.Status >= 200 && f.Status <= 299 }
 
 // gitExchange reports whether u speaks git's fetch protocol with the given
 // repository, and with no other.
@@ -130,16 +139,22 @@ func (f fetch) from() string {
 }
 
 // fetchResources makes one dependency of all exchanges with the same URL,
-// digest and origin.
+// digest, origin and end.
 func fetchResources(fetches []fetch) []resource {
-	type key struct{ url, digest, from string }
+	type key struct {
+		url, digest, from, incomplete string
+		status                        int // 0 for every success
+	}
 	type facts struct {
 		mediaType     string // the first answer's
 		stages, roles map[string]bool
 	}
 	found := map[key]*facts{}
 	for _, f := range fetches {
-		k := key{f.URL, f.SHA256, f.from()}
+		k := key{url: f.URL, digest: f.SHA256, from: f.from(), incomplete: f.Incomplete}
+		if !f.answered() {
+			k.status = f.Status
+		}
 		if found[k] == nil {
 			found[k] = &facts{mediaType: f.MediaType, stages: map[string]bool{}, roles: map[string]bool{}}
 		}
@@ -147,18 +162,25 @@ func fetchResources(fetches []fetch) []resource {
 		found[k].roles[f.Role] = true
 	}
 	keys := slices.SortedFunc(maps.Keys(found), func(a, b key) int {
-		return cmp.Or(cmp.Compare(a.url, b.url), cmp.Compare(a.digest, b.digest), cmp.Compare(a.from, b.from))
+		return cmp.Or(cmp.Compare(a.url, b.url), cmp.Compare(a.digest, b.digest), cmp.Compare(a.from, b.from), cmp.Compare(a.status, b.status), cmp.Compare(a.incomplete, b.incomplete))
 	})
 	out := make([]resource, 0, len(keys))
 	for _, k := range keys {
 		f := found[k]
+		notes := map[string]any{
+			"kind":   "fetched",
+			"stages": slices.Sorted(maps.Keys(f.stages)),
+			"roles":  slices.Sorted(maps.Keys(f.roles)),
+		}
+		if k.status != 0 {
+			notes["status"] = k.status
+		}
+		if k.incomplete != "" {
+			notes["incomplete"] = k.incomplete
+		}
 		out = append(out, resource{
 			URI: k.url, Digest: map[string]string{"sha256": k.digest}, DownloadLocation: k.from, MediaType: f.mediaType,
-			Annotations: map[string]any{
-				"kind":   "fetched",
-				"stages": slices.Sorted(maps.Keys(f.stages)),
-				"roles":  slices.Sorted(maps.Keys(f.roles)),
-			},
+			Annotations: notes,
 		})
 	}
 	return out

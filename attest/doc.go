@@ -36,14 +36,14 @@
 //
 // # Dependencies
 //
-// Each exchange that the border let pass with a 2xx answer, read to its end,
-// is a dependency: one for each combination of URL, digest and the location that
-// redirects led to, with the stages and roles that asked. Two kinds are counted and hashed as byproducts instead:
-// git's protocol with the job's own repository during get_sources, if the
+// Each exchange of which a body crossed the border is a dependency, whatever
+// its status and however it ended: one for each combination of URL, digest and
+// the location that redirects led to, with the stages and roles that asked. Two
+// kinds are counted and hashed as byproducts instead: git's protocol with the job's own repository during get_sources, if the
 // workspace was then found equal to the commit (the commit stands for it: the
-// packs are made anew for each clone), and exchanges whose bytes are no file
-// (HEAD, redirects, errors, answers that broke off). A byproduct that stands for
-// entries has as digest the SHA-256 of their record lines, each with its
+// packs are made anew for each clone), and exchanges that brought no byte of a
+// body (HEAD, not modified, no answer). A byproduct that stands for entries has
+// as digest the SHA-256 of their record lines, each with its
 // newline.
 //
 // # Completeness

@@ -145,7 +145,7 @@ func JobOf(opened record.Opened) []Event {
 		{record.StageStarted, Started("build_script")},
 		{record.Blocked, record.Block{
 			Stage: "build_script", Role: "build", Protocol: "https", Method: "GET",
-			Target: "https://proxy.golang.org/<x>&y", Rule: "hermetic", Reason: "no network", Count: 2,
+			Target: "https://modules.example.com/<x>&y", Rule: "hermetic", Reason: "no network", Count: 2,
 		}},
 		{record.StageEnded, Ended("build_script", "success")},
 		{record.Sealed, record.Seal{Directory: "/builds/group/project"}},
@@ -217,7 +217,7 @@ func Dependencies(n int) []Event {
 		out = append(out, ev)
 		if s, ok := ev.Data.(record.Started); ok && s.Stage == "build_script" {
 			for i := range n {
-				url := fmt.Sprintf("https://proxy.golang.org/example.com/module%d/@v/v1.%d.0.zip", i, i%7)
+				url := fmt.Sprintf("https://modules.example.com/example.com/module%d/@v/v1.%d.0.zip", i, i%7)
 				out = append(out, Event{record.Fetched, Fetch("build_script", "GET", url, fmt.Sprint(i))})
 			}
 		}
