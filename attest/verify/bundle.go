@@ -91,11 +91,11 @@ func parseBundle(text []byte) (*parsedBundle, error) {
 		return nil, fmt.Errorf("%w: empty", errUnreadable)
 	case len(text) > MaxBundle:
 		return nil, fmt.Errorf("%w: more than %d MiB", errUnreadable, MaxBundle>>20)
-	case !json.Valid(text):
-		return nil, fmt.Errorf("%w: not JSON, or cut off", errUnreadable)
 	}
 	var t bundleText
-	if err := decode(text, &t); err != nil {
+	if err := decode(text, &t); errors.Is(err, errNotJSON) {
+		return nil, fmt.Errorf("%w: not JSON, or cut off", errUnreadable)
+	} else if err != nil {
 		return nil, err
 	}
 	if err := t.check(); err != nil {

@@ -18,6 +18,8 @@ const maxDepth = 32
 // tolerant marks a type in which, and below which, unknown keys are ignored.
 type tolerant interface{ ignoresUnknownKeys() }
 
+var errNotJSON = errors.New("json: not one JSON value")
+
 // decode reads exactly one JSON value into v. It refuses what record.CheckJSON
 // refuses (duplicate keys, invalid UTF-8, depth, a second value), keys that
 // differ from a known one in case alone, which encoding/json would take for the
@@ -31,11 +33,11 @@ func decode(text []byte, v any) error { return decodeAs(text, v, false) }
 func decodeTolerant(text []byte, v any) error { return decodeAs(text, v, true) }
 
 func decodeAs(text []byte, v any, lax bool) error {
+	if !json.Valid(text) {
+		return errNotJSON
+	}
 	if !utf8.Valid(text) {
 		return errors.New("json: invalid UTF-8")
-	}
-	if !json.Valid(text) {
-		return errors.New("json: not one JSON value")
 	}
 	shapes := shapes{}
 	w := walker{text: text}
