@@ -28,7 +28,7 @@ func TestWhatAFirewalledBuildFetchesIsInTheStatement(t *testing.T) {
 	job := firewalled(
 		"wget -q -O - http://"+world.PackagesName+"/plain",
 		"probe http GET https://"+world.PackagesName+"/secure",
-		"probe http GET https://"+world.PackagesName+"/size/3000000/big > big",
+		"wget -q -O big http://"+world.PackagesName+"/size/3000000/big",
 		"echo out > out.txt",
 	)
 	job.Artifacts = coordinator.Archive("out.txt")

@@ -290,13 +290,21 @@ func tryAbstract() {
 		say("list of unix sockets", refused, "%v", err)
 		return
 	}
+	// The name of a socket that once was passed in may be listed; what counts
+	// is whether it leads anywhere.
 	found := 0
 	for line := range strings.Lines(string(data)) {
 		fields := strings.Fields(line)
-		if name := fields[len(fields)-1]; strings.HasPrefix(name, "@") || strings.HasPrefix(name, "/") {
-			say("unix socket "+name, escape, "it is listed in this namespace")
-			found++
+		name := fields[len(fields)-1]
+		if !strings.HasPrefix(name, "@") && !strings.HasPrefix(name, "/") {
+			continue
 		}
+		found++
+		conn, err := net.DialTimeout("unix", name, patience)
+		if err == nil {
+			conn.Close()
+		}
+		sayErr("unix socket "+name, err)
 	}
 	say("list of unix sockets", refused, "%d with a name", found)
 }

@@ -51,15 +51,15 @@ func (w *World) leaks() []string {
 		}
 	}
 	for _, pattern := range []string{
-		"/run/hallmark/sandboxd/*", "/var/lib/hallmark/sandboxd/*", "/run/containerd/runc/*/*", "/run/containerd/s/*",
-		"/var/lib/gitlab-runner/tmp/custom-executor*", "/tmp/ovl-idmapped*",
+		"/run/hallmark/sandboxd/*", "/run/hallmark/sandboxd/*/*", "/var/lib/hallmark/sandboxd/*", "/var/lib/hallmark/sandboxd/*/*",
+		"/run/containerd/runc/*/*", "/run/containerd/s/*", "/tmp/ovl-idmapped*",
 	} {
 		names, err := filepath.Glob(pattern)
 		if err != nil {
 			return append(out, err.Error())
 		}
 		for _, name := range names {
-			if session(filepath.Base(name)) || strings.Contains(name, "custom-executor") || strings.Contains(name, "ovl-idmapped") || strings.HasPrefix(name, "/run/containerd/runc/") {
+			if session(filepath.Base(name)) || strings.Contains(name, "ovl-idmapped") || strings.HasPrefix(name, "/run/containerd/runc/") {
 				out = append(out, "path "+name)
 			}
 		}
