@@ -302,7 +302,6 @@ func simpleTree(t testing.TB, project string) {
 	mustWrite(t, project+"/latin\xe9", "content")
 	link(t, "/etc/passwd", project+"/out")
 	link(t, "/etc", project+"/etc")
-	sparse(t, project+"/5GiB", 5<<30)
 }
 
 func TestMatchAcceptsPlainZips(t *testing.T) {
@@ -488,35 +487,41 @@ func TestFold(t *testing.T) {
 }
 
 func TestMatchReadsZip64(t *testing.T) {
-	w := sealed(t, simpleTree)
-	f, err := os.CreateTemp(t.TempDir(), "zip64")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z := zip.NewWriter(f)
-	h := &zip.FileHeader{Name: "5GiB", Method: zip.Deflate}
-	h.SetMode(0o644)
-	z.RegisterCompressor(zip.Deflate, func(w io.Writer) (io.WriteCloser, error) { return flate.NewWriter(w, flate.BestSpeed) })
-	out, err := z.CreateHeader(h)
-	if err != nil {
-		t.Fatal(err)
-	}
-	zeros := make([]byte, 1<<20)
-	for range 5 << 10 {
-		out.Write(zeros)
+	// A file of five gigabytes without its five gigabytes: what counts is the layout.
+	const size = 5 << 30
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	for _, flags := range []uint16{flagDescriptor, flagDescriptor | flagUTF8} {
+		h := &zip.FileHeader{Name: fmt.Sprint("large", flags), Method: zip.Deflate, Flags: flags, CRC32: 7, UncompressedSize64: size, CompressedSize64: 5}
+		h.SetMode(0o644)
+		f, err := z.CreateRaw(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(f, "bytes")
 	}
 	if err := z.Close(); err != nil {
 		t.Fatal(err)
 	}
-	st, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
+	good := b.Bytes()
+	members, err := readLayout(bytes.NewReader(good), int64(len(good)))
+	if err != nil || len(members) != 2 || members[1].size != size || members[1].packed != 5 {
+		t.Fatalf("%+v, %v", members, err)
 	}
-	got, err := w.Match(t.Context(), f, st.Size(), "zip", "a.zip")
-	if err != nil || len(got) != 1 || got[0].Bytes != 5<<30 {
-		t.Fatalf("%+v, %v", got, err)
+	field := bytes.LastIndex(good, []byte{1, 0, 24, 0})
+	descriptor := bytes.LastIndex(good, []byte("PK\x07\x08"))
+	for name, at := range map[string]int{
+		"field id": field, "field length": field + 2, "size": field + 4, "high size": field + 9, "packed": field + 12, "offset": field + 20, "high offset": field + 27,
+		"descriptor": descriptor, "descriptor's checksum": descriptor + 4, "descriptor's packed": descriptor + 8, "descriptor's size": descriptor + 16, "descriptor's high size": descriptor + 23,
+	} {
+		bad := slices.Clone(good)
+		bad[at] ^= 1
+		if _, err := readLayout(bytes.NewReader(bad), int64(len(bad))); err == nil {
+			t.Errorf("%s altered: accepted", name)
+		}
 	}
+	w := sealed(t, simpleTree)
+	violation(t, w, good, "zip", "large8: is not in the sealed workspace")
 }
 
 func TestMatchReadsManyEntries(t *testing.T) {

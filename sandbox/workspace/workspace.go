@@ -8,8 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"hallmark.build/sandbox"
 )
 
@@ -52,6 +50,12 @@ func Create(dir string, ids sandbox.IDs) (*Workspace, error) {
 	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || strings.ContainsAny(dir, ",:\\") {
 		return nil, fmt.Errorf("workspace: directory %q: want a clean absolute path without comma, colon and backslash", dir)
 	}
+	// The kernel lists mounts by their real paths.
+	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if err != nil {
+		return nil, fmt.Errorf("workspace: %w", err)
+	}
+	dir = filepath.Join(parent, filepath.Base(dir))
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("workspace: %w", err)
 	}
@@ -149,18 +153,23 @@ func Sweep(root string, keep func(session string) bool) error {
 
 // discard ends all mounts at and below dir, then removes it.
 func discard(dir string) error {
-	if err := unmountBelow(dir); err != nil {
-		return fmt.Errorf("workspace: unmount: %w", err)
-	}
-	parent, err := unix.Open(filepath.Dir(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) {
+	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("workspace: remove: %w", err)
 	}
-	defer unix.Close(parent)
-	if err := removeAt(parent, filepath.Base(dir)); err != nil {
+	base := filepath.Base(dir)
+	if err := unmountBelow(filepath.Join(parent, base)); err != nil {
+		return fmt.Errorf("workspace: unmount: %w", err)
+	}
+	at, err := os.Open(parent)
+	if err != nil {
+		return fmt.Errorf("workspace: remove: %w", err)
+	}
+	defer at.Close()
+	if err := removeAt(int(at.Fd()), base); err != nil {
 		return fmt.Errorf("workspace: remove: %w", err)
 	}
 	return nil

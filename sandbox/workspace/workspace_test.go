@@ -75,12 +75,10 @@ func TestCloseIsIdempotentAndWorksHalfBuilt(t *testing.T) {
 		func(w *Workspace) error { return nil },
 		func(w *Workspace) error { return os.Mkdir(dir, 0o700) },
 		func(w *Workspace) error {
-			return func() error {
-				if err := os.Mkdir(dir, 0o700); err != nil {
-					return err
-				}
-				return isolate(dir)
-			}()
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				return err
+			}
+			return isolate(dir)
 		},
 		func(w *Workspace) error {
 			if err := os.Mkdir(dir, 0o700); err != nil {
@@ -182,6 +180,32 @@ func TestCloseDetachesWhatIsBusy(t *testing.T) {
 	defer busy.Close()
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestCreateBehindALink(t *testing.T) {
+	needRoot(t)
+	real := publicDir(t)
+	alias := filepath.Join(publicDir(t), "alias")
+	link(t, real, alias)
+	for _, end := range []func(w *Workspace) error{
+		(*Workspace).Close,
+		func(w *Workspace) error {
+			w.builds.Close()
+			return Sweep(alias, func(string) bool { return false })
+		},
+	} {
+		mustMkdir(t, filepath.Join(real, "session"))
+		w, err := Create(filepath.Join(alias, "session", "workspace"), testIDs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := end(w); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := os.ReadDir(filepath.Join(real, "session")); err != nil || len(left) > 0 {
+			t.Errorf("left behind: %v, %v", left, err)
+		}
 	}
 }
 
