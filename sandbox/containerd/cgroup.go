@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -32,8 +33,17 @@ func findCgroups(namespace string) (cgroups, error) {
 		return cgroups{}, fmt.Errorf("cgroups: %w", err)
 	}
 	defer f.Close()
+	return readCgroups(f, namespace, func(at string) string {
+		b, _ := os.ReadFile(filepath.Join(at, "cgroup.controllers"))
+		return string(b)
+	})
+}
+
+// readCgroups finds the hierarchies in a table of mounts; controllers says what
+// the unified one at a place controls.
+func readCgroups(mounts io.Reader, namespace string, controllers func(at string) string) (cgroups, error) {
 	c := cgroups{parent: namespace}
-	for s := bufio.NewScanner(f); s.Scan(); {
+	for s := bufio.NewScanner(mounts); s.Scan(); {
 		// id parent major:minor root mountpoint options fields... - type source super
 		before, after, ok := strings.Cut(s.Text(), " - ")
 		left, right := strings.Fields(before), strings.Fields(after)
@@ -47,7 +57,7 @@ func findCgroups(namespace string) (cgroups, error) {
 				c.memory = at
 			}
 		case "cgroup2":
-			if b, err := os.ReadFile(filepath.Join(at, "cgroup.controllers")); err == nil && slices.Contains(strings.Fields(string(b)), "memory") {
+			if slices.Contains(strings.Fields(controllers(at)), "memory") {
 				c.memory, c.v2 = at, true
 			}
 		default:

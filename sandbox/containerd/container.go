@@ -25,10 +25,8 @@ import (
 // Times that init gets.
 const (
 	connectTimeout = 30 * time.Second
-	// answerTimeout is how long after SIGKILL a stage may still be there
-	// before its whole container is killed.
-	answerTimeout = 15 * time.Second
-	killTimeout   = 30 * time.Second
+	answerTimeout  = 15 * time.Second
+	killTimeout    = 30 * time.Second
 )
 
 const (
@@ -274,6 +272,9 @@ func (c *Container) Run(ctx context.Context, p sandbox.Process) (sandbox.Exit, e
 	if start.Dir == "" {
 		start.Dir = "/"
 	}
+	if err := checkStart(start); err != nil {
+		return sandbox.Exit{}, fmt.Errorf("container %s: %w", c.box.id, err)
+	}
 	if err := c.begin(start, p.Stdin, p.Stdout, p.Stderr); err != nil {
 		return sandbox.Exit{}, c.fault(err)
 	}
@@ -282,19 +283,24 @@ func (c *Container) Run(ctx context.Context, p sandbox.Process) (sandbox.Exit, e
 	go func() { stopped <- c.stopWith(ctx, start.Seq, p.Grace, over) }()
 	end, err := c.ending(start.Seq)
 	close(over)
-	wasStopped := <-stopped
+	if wasStopped := <-stopped; wasStopped {
+		if err != nil {
+			return sandbox.Exit{}, fmt.Errorf("%w: %w", context.Cause(ctx), c.fault(err))
+		}
+		return c.exit(end, before), context.Cause(ctx)
+	}
 	if err != nil {
 		return sandbox.Exit{}, c.fault(err)
 	}
-	exit := sandbox.Exit{Code: int(end.Code), Signal: int(end.Signal), OOM: c.oomKills() > before, Duration: end.Duration}
-	if wasStopped {
-		return exit, context.Cause(ctx)
-	}
-	return exit, nil
+	return c.exit(end, before), nil
 }
 
-// begin checks what init would end for, and sends it.
-func (c *Container) begin(m initproto.Start, files ...*os.File) error {
+func (c *Container) exit(end initproto.Exited, oomKills int64) sandbox.Exit {
+	return sandbox.Exit{Code: int(end.Code), Signal: int(end.Signal), OOM: c.oomKills() > oomKills, Duration: end.Duration}
+}
+
+// checkStart refuses what init would end for.
+func checkStart(m initproto.Start) error {
 	b, err := initproto.Encode(m)
 	if errors.Is(err, initproto.ErrTooLarge) {
 		return &sandbox.UserError{Err: fmt.Errorf("command and environment: %w", err), Hint: "make the image's environment smaller"}
@@ -304,6 +310,21 @@ func (c *Container) begin(m initproto.Start, files ...*os.File) error {
 	}
 	if _, err := initproto.Decode(b); err != nil {
 		return fmt.Errorf("process: not one that can be started: %w", err)
+	}
+	return nil
+}
+
+// begin starts a stage; descriptors that are not given are /dev/null.
+func (c *Container) begin(m initproto.Start, files ...*os.File) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	for i := range files {
+		if files[i] == nil {
+			files[i] = null
+		}
 	}
 	return c.link.send(m, files...)
 }
@@ -338,7 +359,7 @@ func (c *Container) stopWith(ctx context.Context, seq uint32, grace time.Duratio
 	for _, step := range []struct {
 		signal unix.Signal
 		wait   time.Duration
-	}{{unix.SIGTERM, grace}, {unix.SIGKILL, answerTimeout}} {
+	}{{unix.SIGTERM, grace}, {unix.SIGKILL, c.runtime.patience}} {
 		if err := c.link.send(initproto.Signal{Seq: seq, Signal: uint8(step.signal)}); err != nil {
 			break
 		}

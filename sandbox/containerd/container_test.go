@@ -173,13 +173,9 @@ func TestUserErrors(t *testing.T) {
 			t.Errorf("%+v: %v", p, err)
 		}
 	}
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	if _, err := base.Run(t.Context(), sandbox.Process{Args: []string{"/bin/true"}, Stdin: null, Stdout: null}); err == nil {
-		t.Error("ran without standard error")
+	// Descriptors that are not given are /dev/null.
+	if exit, err := base.Run(t.Context(), shell("cat && echo out && echo err >&2")); err != nil || exit.Code != 0 {
+		t.Errorf("%+v, %v", exit, err)
 	}
 	if got := run(t, base, shell("echo fine")); got.out != "fine\n" {
 		t.Errorf("afterwards: %+v", got)
@@ -197,7 +193,7 @@ func TestStop(t *testing.T) {
 		code         int
 	}{
 		{"ends on SIGTERM", "trap 'echo bye; exit 9' TERM; echo here; while :; do sleep 0.01; done", time.Minute, 9},
-		{"ignores SIGTERM", "trap '' TERM; echo here; /attacker pause", 20 * time.Millisecond, 137},
+		{"ignores SIGTERM", "trap '' TERM; echo here; while :; do sleep 0.01; done", 20 * time.Millisecond, 137},
 		{"no grace", "/attacker pause", 0, 137},
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -268,6 +264,98 @@ func TestInitKilled(t *testing.T) {
 	}
 	if _, err := try(t.Context(), t, c, shell("true")); err == nil {
 		t.Error("ran in a dead container")
+	}
+}
+
+// An init that says nothing any more costs its container, but nobody's time.
+func TestInitSilent(t *testing.T) {
+	b := start(t)
+	b.runtime.patience = 50 * time.Millisecond
+	defer func() { b.runtime.patience = answerTimeout }()
+	c := b.create(t, b.spec("base"))
+	fd, err := c.init()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("enough")
+	time.AfterFunc(100*time.Millisecond, func() {
+		if err := unix.PidfdSendSignal(fd, unix.SIGSTOP, nil, 0); err != nil {
+			t.Error(err)
+		}
+		cancel(why)
+	})
+	if _, err := try(ctx, t, c, shell("/attacker pause")); !errors.Is(err, why) || !errors.Is(err, errKilled) {
+		t.Errorf("got %v", err)
+	}
+	if pids := inCgroup(b.runtime, c); len(pids) > 0 {
+		t.Errorf("still there: %v", pids)
+	}
+}
+
+// The two containers of several sandboxes at once: nobody is in another's way.
+func TestTogether(t *testing.T) {
+	b := start(t)
+	var wg sync.WaitGroup
+	for i := range 3 {
+		s := b.spec("base")
+		s.IDs = testIDs(10 + i)
+		for _, role := range []sandbox.Role{sandbox.Build, sandbox.Helper} {
+			s := s
+			s.Role = role
+			wg.Go(func() {
+				c, err := b.runtime.Create(t.Context(), s)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for range 3 {
+					if exit, err := c.Run(t.Context(), shell("test $(hostname) = "+string(role))); err != nil || exit.Code != 0 {
+						t.Errorf("%+v, %v", exit, err)
+					}
+				}
+				if err := c.Delete(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		defer b.clean(t, s.Session)
+	}
+	wg.Wait()
+}
+
+// Limits are the kernel's, not only the Spec's.
+func TestLimitsAreSet(t *testing.T) {
+	b := start(t)
+	s := b.spec("base")
+	s.Limits = sandbox.Limits{MemoryBytes: 96 << 20, CPUs: 0.5, Pids: 77, OpenFiles: 123}
+	c := b.create(t, s)
+	read := func(controller, file string) string {
+		dir := filepath.Join("/sys/fs/cgroup", controller)
+		if b.runtime.cgroups.v2 {
+			dir = b.runtime.cgroups.memory
+		}
+		raw, err := os.ReadFile(filepath.Join(dir, c.box.cgroup, file))
+		if err != nil {
+			t.Error(err)
+		}
+		return strings.TrimSpace(string(raw))
+	}
+	want := map[[2]string]string{
+		{"memory", "memory.limit_in_bytes"}: "100663296", {"memory", "memory.memsw.limit_in_bytes"}: "100663296",
+		{"pids", "pids.max"}: "77", {"cpu", "cpu.cfs_quota_us"}: "50000",
+	}
+	if b.runtime.cgroups.v2 {
+		want = map[[2]string]string{{"", "memory.max"}: "100663296", {"", "memory.swap.max"}: "0", {"", "pids.max"}: "77", {"", "cpu.max"}: "50000 100000"}
+	}
+	for where, value := range want {
+		if got := read(where[0], where[1]); got != value {
+			t.Errorf("%s: %s, want %s", where[1], got, value)
+		}
+	}
+	if got := run(t, c, shell("ulimit -n; ulimit -Hn; ulimit -c")); got.out != "123\n123\n0\n" {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -110,6 +110,9 @@ type Runtime struct {
 	layout  layout
 	cgroups cgroups
 	pulls   flights
+	// patience is how long after SIGKILL a stage may still be there before its
+	// whole container is killed.
+	patience time.Duration
 
 	// quiet is held for reading while containers are made, and for writing
 	// while leftovers are looked for.
@@ -154,7 +157,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Runtime, error) 
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: log, layout: newLayout(cfg)}
+	r := &Runtime{cfg: cfg, log: log, layout: newLayout(cfg), patience: answerTimeout}
 	if err := r.start(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}

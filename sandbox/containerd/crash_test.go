@@ -222,6 +222,44 @@ func TestContainerdRestarts(t *testing.T) {
 	}
 }
 
+// An admin's containerd serves as well, in a namespace of its own.
+func TestAdminsContainerd(t *testing.T) {
+	b := start(t)
+	cfg := b.config("a")
+	cfg.Address = b.runtime.layout.socket
+	r, err := Start(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := r.Pull(t.Context(), b.images["base"], "", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	s := b.spec("base")
+	c, err := r.Create(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, c, shell("echo fine")); got.out != "fine\n" {
+		t.Errorf("%+v", got)
+	}
+	if removed, err := r.Sweep(t.Context(), func(string) bool { return false }); err != nil || removed != 1 {
+		t.Errorf("removed %d, %v", removed, err)
+	}
+	if err := c.Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
+	(&bench{runtime: r}).clean(t, s.Session)
+	b.clean(t, s.Session)
+	if left := existing(filepath.Join(r.cgroups.memory, r.cgroups.parent)); len(left) > 0 {
+		t.Errorf("cgroup left behind: %v", left)
+	}
+}
+
 func TestStartRefuses(t *testing.T) {
 	b := start(t)
 	good := b.config("x")

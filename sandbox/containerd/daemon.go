@@ -63,6 +63,8 @@ func configFile(cfg Config, l layout) string {
 root = %q
 state = %q
 disabled_plugins = ["%s"]
+[debug]
+  level = "warn"
 [plugins."io.containerd.server.v1.grpc"]
   address = %q
 [plugins."io.containerd.server.v1.ttrpc"]

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -16,8 +17,10 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 )
 
 const (
@@ -84,7 +87,7 @@ func (p pull) run(ctx context.Context, say func(string)) error {
 		defer close(ended)
 		t.tick(ticks, p.runtime.client.ContentStore())
 	}()
-	_, err = p.runtime.client.Pull(ctx, p.reference,
+	_, err = p.runtime.client.Pull(hush(ctx), p.reference,
 		client.WithResolver(resolver),
 		client.WithPlatformMatcher(p.matcher),
 		client.WithPullUnpack,
@@ -95,6 +98,14 @@ func (p pull) run(ctx context.Context, say func(string)) error {
 	stop()
 	<-ended
 	return err
+}
+
+// hush keeps the client library from writing to standard error on its own: what
+// it has to say is in its errors.
+func hush(ctx context.Context) context.Context {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	return log.WithLogger(ctx, logrus.NewEntry(l))
 }
 
 // present reports whether the image is here and unpacked.
