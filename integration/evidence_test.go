@@ -172,7 +172,7 @@ func trustedRoot(t *testing.T) string {
 // auditPolicy is what an auditor of the usual project expects.
 func auditPolicy(t *testing.T, profile string) string {
 	t.Helper()
-	return keep(t, "policy.toml", fmt.Appendf(nil, "builders = [%q]\nissuer = %q\nsource = %q\nref = %q\n",
+	return keep(t, "policy.toml", fmt.Appendf(nil, "builder_ids = [%q]\nissuer = %q\nsource = %q\nref = %q\n",
 		world.BuilderURI+"/"+profile, world.BuilderURI, "https://"+world.GitLabName+"/group/project.git", "refs/heads/main"))
 }
 

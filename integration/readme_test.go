@@ -36,7 +36,7 @@ func TestSessionsOfTheReadme(t *testing.T) {
 		}
 	}
 	sessions := sessionsOf(string(readme))
-	for _, name := range []string{"verify", "auditor", "cosign", "admin"} {
+	for _, name := range []string{"admin", "root", "verify", "auditor", "cosign"} {
 		if len(sessions[name]) == 0 {
 			t.Errorf("the README has no session %q", name)
 		}

@@ -60,7 +60,7 @@ var neverLink = map[string][]string{
 	"hallmark-init":     {"github.com/...", "google.golang.org/...", "net/http", "crypto/tls", module + "/attest/...", module + "/executor/..."},
 	"hallmark-sandboxd": {module + "/attest/sign", module + "/attest/store", module + "/attest/authority", module + "/attest/verify", "github.com/digitorus/...", "github.com/sigstore/..."},
 	"hallmark-attestd":  {"github.com/containerd/...", "github.com/opencontainers/...", "github.com/go-git/...", "github.com/google/nftables/...", "html/template", module + "/sandbox/egress/...", module + "/sandbox/host", module + "/sandbox/workspace/...", module + "/sandbox/containerd/...", module + "/executor/..."},
-	"hallmark":          {"github.com/containerd/...", "github.com/go-git/...", "modernc.org/...", "google.golang.org/grpc", module + "/attest/sign", module + "/attest/store", module + "/attest/authority", module + "/sandbox/host", module + "/executor/..."},
+	"hallmark":          {"github.com/containerd/...", "github.com/go-git/...", "modernc.org/...", module + "/attest/sign", module + "/attest/store", module + "/attest/authority", module + "/sandbox/host", module + "/executor/..."},
 }
 
 type pkg struct {
