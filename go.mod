@@ -2,65 +2,60 @@ module hallmark.build
 
 go 1.26.8
 
+// Each direct dependency says what it is for. Whom we trust with keys and
+// tenants is checked per binary in integration/law.
 require (
-	github.com/BurntSushi/toml v1.6.0
-	github.com/bmatcuk/doublestar/v4 v4.10.0
-	github.com/containerd/containerd/api v1.11.1
-	github.com/containerd/containerd/v2 v2.3.7
-	github.com/containerd/errdefs v1.0.0
-	github.com/containerd/platforms v1.0.0-rc.5
-	github.com/digitorus/timestamp v0.0.0-20231217203849-220c5c2851b7
-	github.com/go-git/go-git/v5 v5.19.3
-	github.com/google/go-cmp v0.7.0
-	github.com/google/go-containerregistry v0.22.1
-	github.com/google/nftables v0.3.0
-	github.com/in-toto/attestation v1.2.0
-	github.com/opencontainers/image-spec v1.1.1
-	github.com/opencontainers/runtime-spec v1.3.0
-	github.com/pjbgf/sha1cd v0.7.0
-	github.com/rogpeppe/go-internal v1.16.0
-	github.com/sigstore/protobuf-specs v0.5.2
-	github.com/sigstore/sigstore-go v1.3.0
-	github.com/spf13/cobra v1.10.2
-	github.com/vishvananda/netlink v1.3.1
-	golang.org/x/net v0.62.0
-	golang.org/x/sync v0.24.0
-	golang.org/x/sys v0.50.0
-	golang.org/x/tools v0.52.0
-	google.golang.org/grpc v1.85.0
-	google.golang.org/protobuf v1.36.12
-	modernc.org/sqlite v1.61.1
+	github.com/BurntSushi/toml v1.6.0 // configuration in the format of gitlab-runner's own; positions of errors
+	github.com/bmatcuk/doublestar/v4 v4.10.0 // globs as GitLab Runner's allowed_images has them
+	github.com/containerd/containerd/api v1.11.1 // options of containerd's runc shim
+	github.com/containerd/containerd/v2 v2.3.7 // the container runtime's client and seccomp profile (LTS line 2.3)
+	github.com/containerd/errdefs v1.0.0 // containerd's error classes
+	github.com/containerd/log v0.1.0 // containerd's client logs through it: turned to our logger
+	github.com/containerd/platforms v1.0.0-rc.5 // names of platforms as containerd has them
+	github.com/digitorus/timestamp v0.0.0-20231217203849-220c5c2851b7 // RFC 3161, as Sigstore's own timestamp authority uses it
+	github.com/google/go-cmp v0.7.0 // tests
+	github.com/google/go-containerregistry v0.22.1 // names, manifests and registries of images
+	github.com/google/nftables v0.3.0 // the steering rule inside a job's network namespace
+	github.com/in-toto/attestation v1.2.0 // tests: statements are valid to the format's own library
+	github.com/opencontainers/image-spec v1.1.1 // types of image configuration
+	github.com/opencontainers/runtime-spec v1.3.0 // types of a container's specification
+	github.com/pjbgf/sha1cd v0.7.0 // SHA-1 with collision detection, for Git's objects
+	github.com/rogpeppe/go-internal v1.16.0 // tests: sessions of commands
+	github.com/sigstore/protobuf-specs v0.5.2 // types of Sigstore's bundle and trusted root
+	github.com/sigstore/sigstore-go v1.3.0 // verification; linked by hallmark alone
+	github.com/sirupsen/logrus v1.9.4 // behind containerd/log
+	github.com/spf13/cobra v1.10.2 // the auditor's command line; linked by hallmark alone
+	github.com/vishvananda/netlink v1.3.1 // links and routes of a job's network namespace
+	golang.org/x/net v0.62.0 // DNS messages, internationalised host names
+	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
+	golang.org/x/sys v0.50.0 // system calls that package syscall lacks
+	golang.org/x/text v0.43.0 // Unicode normal forms: names in archives that look alike
+	google.golang.org/grpc v1.85.0 // between a runner host and the authority
+	google.golang.org/protobuf v1.36.12 // the same, and Sigstore's JSON
+	modernc.org/sqlite v1.61.1 // the authority's index, without cgo
 )
 
 require (
-	dario.cat/mergo v1.0.2 // indirect
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect
 	github.com/Microsoft/hcsshim v0.15.0-rc.1 // indirect
-	github.com/ProtonMail/go-crypto v1.1.6 // indirect
 	github.com/asaskevich/govalidator v0.0.0-20230301143203-a9d515a09cc2 // indirect
 	github.com/blang/semver v3.5.1+incompatible // indirect
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
-	github.com/cloudflare/circl v1.6.3 // indirect
 	github.com/containerd/cgroups/v3 v3.1.3 // indirect
 	github.com/containerd/continuity v0.5.0 // indirect
 	github.com/containerd/errdefs/pkg v0.3.0 // indirect
 	github.com/containerd/fifo v1.1.0 // indirect
-	github.com/containerd/log v0.1.0 // indirect
 	github.com/containerd/plugin v1.1.0 // indirect
 	github.com/containerd/ttrpc v1.2.8 // indirect
 	github.com/containerd/typeurl/v2 v2.2.3 // indirect
 	github.com/cyberphone/json-canonicalization v0.0.0-20241213102144-19d51d7fe467 // indirect
-	github.com/cyphar/filepath-securejoin v0.6.1 // indirect
 	github.com/digitorus/pkcs7 v0.0.0-20230818184609-3a137a874352 // indirect
 	github.com/distribution/reference v0.6.0 // indirect
 	github.com/docker/cli v29.7.2+incompatible // indirect
 	github.com/docker/docker-credential-helpers v0.9.3 // indirect
 	github.com/dustin/go-humanize v1.1.0 // indirect
-	github.com/emirpasic/gods v1.18.1 // indirect
 	github.com/felixge/httpsnoop v1.0.4 // indirect
-	github.com/go-git/gcfg v1.5.1-0.20230307220236-3a3c6141e376 // indirect
-	github.com/go-git/go-billy/v5 v5.9.2 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
 	github.com/go-logr/stdr v1.2.2 // indirect
 	github.com/go-openapi/analysis v0.25.5 // indirect
@@ -94,8 +89,6 @@ require (
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.29.0 // indirect
 	github.com/in-toto/in-toto-golang v0.11.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
-	github.com/jbenet/go-context v0.0.0-20150711004518-d14ea06fba99 // indirect
-	github.com/kevinburke/ssh_config v1.2.0 // indirect
 	github.com/klauspost/compress v1.19.2 // indirect
 	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
@@ -109,24 +102,19 @@ require (
 	github.com/ncruces/go-strftime v1.1.0 // indirect
 	github.com/oklog/ulid/v2 v2.1.1 // indirect
 	github.com/opencontainers/go-digest v1.0.0 // indirect
-	github.com/pelletier/go-toml/v2 v2.3.0 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/secure-systems-lab/go-securesystemslib v0.11.0 // indirect
-	github.com/sergi/go-diff v1.4.0 // indirect
 	github.com/shibumi/go-pathspec v1.3.0 // indirect
 	github.com/sigstore/rekor v1.5.3 // indirect
 	github.com/sigstore/rekor-tiles/v2 v2.3.0 // indirect
 	github.com/sigstore/sigstore v1.10.8 // indirect
 	github.com/sigstore/timestamp-authority/v2 v2.1.3 // indirect
-	github.com/sirupsen/logrus v1.9.4 // indirect
-	github.com/skeema/knownhosts v1.3.1 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/theupdateframework/go-tuf/v2 v2.4.2 // indirect
 	github.com/transparency-dev/formats v0.1.1 // indirect
 	github.com/transparency-dev/merkle v0.0.2 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect
-	github.com/xanzy/ssh-agent v0.3.3 // indirect
 	github.com/youmark/pkcs8 v0.0.0-20240726163527-a2c0da244d78 // indirect
 	go.opencensus.io v0.24.0 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
@@ -138,10 +126,9 @@ require (
 	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/mod v0.42.0 // indirect
 	golang.org/x/term v0.47.0 // indirect
-	golang.org/x/text v0.43.0 // indirect
+	golang.org/x/tools v0.52.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20260817212433-ac3dfec99bb1 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // indirect
-	gopkg.in/warnings.v0 v0.1.2 // indirect
 	gotest.tools/v3 v3.5.2 // indirect
 	k8s.io/klog/v2 v2.140.0 // indirect
 	modernc.org/libc v1.79.0 // indirect
