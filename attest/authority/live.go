@@ -32,9 +32,9 @@ func (l *live) add(line []byte) (record.Entry, error) {
 	return e, nil
 }
 
-// has reports whether the line was acknowledged before, unchanged. known is
-// false where its number is not one of those acknowledged.
-func (l *live) has(line []byte) (same, known bool) {
+// has reports whether the line is the one that was acknowledged under its
+// number, and whether any was.
+func (l *live) has(line []byte) (bool, bool) {
 	seq, ok := seqOf(line)
 	if !ok || seq < 0 || seq >= int64(len(l.hashes)) {
 		return false, false

@@ -90,7 +90,8 @@ func checkOpen(req *authoritypb.OpenRequest) (gitlab.Facts, error) {
 
 // mayOpen decides whether a job may have another attempt, and which open ones
 // it replaces. The caller holds the job's lock.
-func (a *Authority) mayOpen(ctx context.Context, job int64) (replaced []string, err error) {
+func (a *Authority) mayOpen(ctx context.Context, job int64) ([]string, error) {
+	var replaced []string
 	before, err := a.cfg.Store.AttemptsOfJob(ctx, job)
 	if err != nil {
 		return nil, a.unavailable(ctx, "read attempts", err)
