@@ -64,7 +64,7 @@ func TestHermeticBuildReachesNothing(t *testing.T) {
 
 func TestRootOfAnotherImageReachesNothingEither(t *testing.T) {
 	theWorld.Canary.Visits()
-	job := hermetic("(exec 3<>/dev/tcp/" + canary4 + "/80 && cat <&3) || true", "git ls-remote http://" + world.CanaryName + "/x || true", "git ls-remote git://" + canary4 + "/x || true")
+	job := hermetic("(exec 3<>/dev/tcp/"+canary4+"/80 && cat <&3) || true", "git ls-remote http://"+world.CanaryName+"/x || true", "git ls-remote git://"+canary4+"/x || true")
 	job.Image.Name = theWorld.Images[images.Helper]
 	r := run(t, job)
 	expect(t, r, coordinator.Success, "")

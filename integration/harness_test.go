@@ -13,6 +13,7 @@ import (
 
 	"hallmark.build/integration/coordinator"
 	"hallmark.build/integration/images"
+	"hallmark.build/integration/trace"
 	"hallmark.build/integration/world"
 )
 
@@ -108,9 +109,9 @@ func expect(t *testing.T, r coordinator.Result, state coordinator.State, reason 
 // mention requires each text in the trace.
 func mention(t *testing.T, r coordinator.Result, texts ...string) {
 	t.Helper()
-	trace := plain(r.Trace)
+	log := plain(r.Trace)
 	for _, text := range texts {
-		if !strings.Contains(trace, text) {
+		if !strings.Contains(log, text) {
 			t.Errorf("job %d: trace does not say %q", r.ID, text)
 		}
 	}
@@ -119,10 +120,10 @@ func mention(t *testing.T, r coordinator.Result, texts ...string) {
 // never requires each text to be missing from the trace.
 func never(t *testing.T, r coordinator.Result, texts ...string) {
 	t.Helper()
-	trace := plain(r.Trace)
+	log := plain(r.Trace)
 	for _, text := range texts {
-		if i := strings.Index(trace, text); i >= 0 {
-			t.Errorf("job %d: trace says %q: %q", r.ID, text, trace[max(0, i-100):min(len(trace), i+200)])
+		if i := strings.Index(log, text); i >= 0 {
+			t.Errorf("job %d: trace says %q: %q", r.ID, text, log[max(0, i-100):min(len(log), i+200)])
 		}
 	}
 }
@@ -158,39 +159,7 @@ func archive(t *testing.T, r coordinator.Result) map[string]string {
 }
 
 // plain is a trace without the runner's timestamps, colours and section marks.
-func plain(trace string) string {
-	var b strings.Builder
-	for line := range strings.Lines(trace) {
-		// 2026-11-26T12:00:00.000000Z 00O text; + continues a line
-		if len(line) > 32 && line[4] == '-' && line[10] == 'T' && line[26] == 'Z' {
-			continued := line[31] == '+'
-			line = line[32:]
-			if continued && b.Len() > 0 {
-				s := strings.TrimSuffix(b.String(), "\n")
-				b.Reset()
-				b.WriteString(s)
-			}
-		}
-		b.WriteString(line)
-	}
-	return escapes(b.String())
-}
-
-// escapes removes ANSI sequences and what carriage returns hide.
-func escapes(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == 0x1b && i+1 < len(s) && s[i+1] == '[' {
-			for i += 2; i < len(s) && (s[i] < 0x40 || s[i] > 0x7e); i++ {
-			}
-			continue
-		}
-		if s[i] != '\r' {
-			b.WriteByte(s[i])
-		}
-	}
-	return b.String()
-}
+func plain(log string) string { return trace.Plain(log) }
 
 func lines(list []string) string { return "  " + strings.Join(list, "\n  ") }
 

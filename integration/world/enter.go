@@ -28,6 +28,9 @@ type Options struct {
 	Images []string
 	// Log gets what is worth telling while the world is made. Default: stderr.
 	Log io.Writer
+	// Prepare, if set, is called outside, where the real network is, with the
+	// checkout's root.
+	Prepare func(root string) error
 	// Logs, if set, is a directory that the logs of all programs are left in.
 	Logs string
 }
@@ -82,6 +85,11 @@ func outside(opts Options) (int, error) {
 	ctx := context.Background()
 	if _, err := images.MakeAll(ctx, filepath.Join(root, ".cache", "images"), probe, opts.Log, opts.Images...); err != nil {
 		return 1, err
+	}
+	if opts.Prepare != nil {
+		if err := opts.Prepare(root); err != nil {
+			return 1, err
+		}
 	}
 	return startAgain("init", &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,

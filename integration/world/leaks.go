@@ -96,7 +96,7 @@ func (w *World) strayProcesses() []string {
 			continue
 		}
 		args := strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
-		if filepath.Base(args[0]) == "containerd" {
+		if filepath.Base(args[0]) == "containerd" && w.Sandboxd != nil && w.Sandboxd.PID() != 0 {
 			continue
 		}
 		if len(line) == 0 { // a zombie that process 1 is about to bury
