@@ -2,6 +2,7 @@ package record
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -76,26 +77,29 @@ func TestReadRefuses(t *testing.T) {
 	good := string(closedRecord(t))
 	lines := strings.SplitAfter(good, "\n")
 	for name, tc := range map[string]struct{ data, want string }{
-		"changed byte":       {strings.Replace(good, `"hermetic"`, `"hermetiC"`, 1), "fork"},
-		"missing line":       {lines[0] + lines[2], "gap"},
-		"repeated line":      {lines[0] + lines[0] + lines[1], "gap"},
-		"swapped lines":      {lines[1] + lines[0], "gap"},
-		"cut off":            {good[:len(good)-1], "cut off"},
-		"after closed":       {good + strings.Replace(lines[1], `"seq":1`, `"seq":3`, 1), "closed"},
-		"unknown kind":       {strings.Replace(lines[0], "job_opened", "job_forged", 1), "unknown kind"},
-		"not opened first":   {strings.Replace(lines[0], "job_opened", "sealed", 1), "stands first"},
-		"unknown field":      {strings.Replace(lines[0], `{"seq"`, `{"x":1,"seq"`, 1), "unknown field"},
-		"duplicate key":      {strings.Replace(lines[0], `{"seq":0`, `{"seq":0,"seq":0`, 1), "duplicate key"},
-		"escaped duplicate":  {strings.Replace(lines[0], `{"seq":0`, `{"seq":0,"\u0073eq":0`, 1), "duplicate key"},
-		"two values":         {strings.TrimSuffix(lines[0], "\n") + "{}\n", "more than one"},
-		"bad time":           {strings.Replace(lines[0], "Z\"", "+00:00\"", 1), "time"},
-		"invalid utf-8":      {strings.Replace(lines[0], "hermetic", "\xff", 1), "UTF-8"},
-		"deep":               {strings.Replace(lines[0], `"data":`, `"data":`+strings.Repeat("[", 99)+strings.Repeat("]", 99)+`,"d":`, 1), "deeper"},
-		"long":               {strings.Repeat("x", MaxLine+2) + "\n", "more than"},
-		"empty line":         {"\n", "EOF"},
-		"genesis":            {strings.Replace(lines[0], Genesis, strings.Repeat("1", 64), 1), "fork"},
-		"time goes back":     {lines[0] + strings.Replace(lines[1], "12:00:00", "11:00:00", 1), "backwards"},
-		"data not an object": {strings.Replace(lines[0], `"data":{`, `"data":"x","e":{`, 1), "unknown field"},
+		"changed byte":          {strings.Replace(good, `"hermetic"`, `"hermetiC"`, 1), "fork"},
+		"missing line":          {lines[0] + lines[2], "gap"},
+		"repeated line":         {lines[0] + lines[0] + lines[1], "gap"},
+		"swapped lines":         {lines[1] + lines[0], "gap"},
+		"cut off":               {good[:len(good)-1], "cut off"},
+		"after closed":          {good + strings.Replace(lines[1], `"seq":1`, `"seq":3`, 1), "closed"},
+		"unknown kind":          {strings.Replace(lines[0], "job_opened", "job_forged", 1), "unknown kind"},
+		"not opened first":      {strings.Replace(lines[0], "job_opened", "sealed", 1), "stands first"},
+		"unknown field":         {strings.Replace(lines[0], `{"seq"`, `{"x":1,"seq"`, 1), "unknown field"},
+		"duplicate key":         {strings.Replace(lines[0], `{"seq":0`, `{"seq":0,"seq":0`, 1), "duplicate key"},
+		"escaped duplicate":     {strings.Replace(lines[0], `{"seq":0`, `{"seq":0,"\u0073eq":0`, 1), "duplicate key"},
+		"name in another case":  {strings.Replace(lines[0], `"seq"`, `"Seq"`, 1), "unknown field"},
+		"case beside the other": {strings.Replace(lines[0], `{"seq":0`, `{"seq":0,"SEQ":1`, 1), "unknown field"},
+		"list for an object":    {"[" + strings.TrimSuffix(lines[0], "\n") + "]\n", "a list"},
+		"two values":            {strings.TrimSuffix(lines[0], "\n") + "{}\n", "more than one"},
+		"bad time":              {strings.Replace(lines[0], "Z\"", "+00:00\"", 1), "time"},
+		"invalid utf-8":         {strings.Replace(lines[0], "hermetic", "\xff", 1), "UTF-8"},
+		"deep":                  {strings.Replace(lines[0], `"data":`, `"data":`+strings.Repeat("[", 99)+strings.Repeat("]", 99)+`,"d":`, 1), "deeper"},
+		"long":                  {strings.Repeat("x", MaxLine+2) + "\n", "more than"},
+		"empty line":            {"\n", "EOF"},
+		"genesis":               {strings.Replace(lines[0], Genesis, strings.Repeat("1", 64), 1), "fork"},
+		"time goes back":        {lines[0] + strings.Replace(lines[1], "12:00:00", "11:00:00", 1), "backwards"},
+		"data not an object":    {strings.Replace(lines[0], `"data":{`, `"data":"x","e":{`, 1), "unknown field"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := Read(strings.NewReader(tc.data))
@@ -115,6 +119,31 @@ func TestDecodeRefusesUnknownFieldsOfData(t *testing.T) {
 	}
 	if err := e.Decode(new(Opened)); err == nil || !strings.Contains(err.Error(), "forged") {
 		t.Errorf("error = %v, want the unknown field's name", err)
+	}
+}
+
+func TestNamesAreExactAtEveryDepth(t *testing.T) {
+	type inner struct {
+		Name string `json:"name"`
+	}
+	type outer struct {
+		List []inner           `json:"list"`
+		Map  map[string]*inner `json:"map"`
+		Raw  json.RawMessage   `json:"raw"`
+		One  *inner            `json:"one,omitempty"`
+	}
+	for text, ok := range map[string]bool{
+		`{"list":[{"name":"a"}],"map":{"K":{"name":"b"}},"raw":{"Any":[{"x":1}]},"one":{"name":"c"}}`: true,
+		`{"list":[{"name":"a"},{"Name":"b"}]}`:                                                        false,
+		`{"map":{"k":{"NAME":"b"}}}`:                                                                  false,
+		`{"one":{"nAme":"b"}}`:                                                                        false,
+		`{"one":{"name":"b","other":1}}`:                                                              false,
+		`{"One":{"name":"b"}}`:                                                                        false,
+		`{"list":null,"one":null}`:                                                                    true,
+	} {
+		if err := DecodeStrict([]byte(text), new(outer)); (err == nil) != ok {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }
 

@@ -7,30 +7,34 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
+	"strings"
 	"unicode/utf8"
 )
 
 // DecodeStrict decodes exactly one JSON value into v. It refuses unknown
-// fields, duplicate keys, invalid UTF-8, nesting deeper than a record needs,
-// and anything but white space after the value.
+// fields, names in another case, duplicate keys, invalid UTF-8, nesting deeper
+// than a record needs, and anything but white space after the value.
 func DecodeStrict(data []byte, v any) error {
-	if err := CheckJSON(data); err != nil {
+	if err := check(data, reflect.TypeOf(v)); err != nil {
 		return err
 	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	return dec.Decode(v)
+	return json.Unmarshal(data, v)
 }
 
 // CheckJSON refuses text that parsers read in different ways: duplicate keys
 // (compared after unescaping), invalid UTF-8, deep nesting, a second value.
-func CheckJSON(data []byte) error {
+func CheckJSON(data []byte) error { return check(data, nil) }
+
+// check reads data beside the type that it is to become; encoding/json alone
+// would take names in any case. No type means that any names will do.
+func check(data []byte, t reflect.Type) error {
 	if !utf8.Valid(data) {
 		return errors.New("json: invalid UTF-8")
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
-	if err := checkValue(dec, 0); err != nil {
+	if err := checkValue(dec, t, 0); err != nil {
 		return err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
@@ -39,7 +43,7 @@ func CheckJSON(data []byte) error {
 	return nil
 }
 
-func checkValue(dec *json.Decoder, depth int) error {
+func checkValue(dec *json.Decoder, t reflect.Type, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("json: nested deeper than %d", maxDepth)
 	}
@@ -51,8 +55,13 @@ func checkValue(dec *json.Decoder, depth int) error {
 	if !ok {
 		return nil
 	}
+	member := members(t)
 	seen := map[string]bool{}
 	for dec.More() {
+		inner := member("")
+		if open == '[' && inner == nil {
+			return errors.New("json: a list where an object belongs")
+		}
 		if open == '{' {
 			key, err := dec.Token()
 			if err != nil {
@@ -63,13 +72,48 @@ func checkValue(dec *json.Decoder, depth int) error {
 				return fmt.Errorf("json: duplicate key %q", name)
 			}
 			seen[name] = true
+			if inner = member(name); inner == nil {
+				return fmt.Errorf("json: unknown field %q", name)
+			}
 		}
-		if err := checkValue(dec, depth+1); err != nil {
+		if err := checkValue(dec, *inner, depth+1); err != nil {
 			return err
 		}
 	}
 	_, err = dec.Token()
 	return err
+}
+
+var rawType = reflect.TypeFor[json.RawMessage]()
+
+// members returns the type of each member of an object or list of type t: nil
+// where t has no such field.
+func members(t reflect.Type) func(name string) *reflect.Type {
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	var any reflect.Type // of which nothing is known
+	switch {
+	case t == nil || t == rawType:
+		return func(string) *reflect.Type { return &any }
+	case t.Kind() == reflect.Struct:
+		return func(name string) *reflect.Type { return field(t, name) }
+	case t.Kind() == reflect.Slice || t.Kind() == reflect.Map:
+		elem := t.Elem()
+		return func(string) *reflect.Type { return &elem }
+	}
+	return func(string) *reflect.Type { return &any }
+}
+
+// field finds a field by the name that its tag gives it, to the letter.
+func field(t reflect.Type, name string) *reflect.Type {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag == name && name != "" {
+			return &f.Type
+		}
+	}
+	return nil
 }
 
 // lineReader splits at newlines and bounds each line.
