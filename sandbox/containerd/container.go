@@ -194,7 +194,7 @@ func earlyExit(ctx context.Context, task client.Task) error {
 func (c *Container) setup(ctx context.Context, spec sandbox.Spec) error {
 	m := initproto.Setup{CA: spec.CA, MaxID: spec.IDs.Count - 1}
 	if !spec.ReadOnly {
-		m.Files = etcFiles(spec)
+		m.Files = append(etcFiles(spec), hashedCA(spec.CA)...)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.New("init does not answer"))
 	defer cancel()
@@ -436,16 +436,27 @@ func (c *Container) init() (int, error) {
 
 // awaitDeath waits until the process behind a descriptor has ended.
 func awaitDeath(ctx context.Context, fd int) error {
+	wake, waker, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer wake.Close()
+	stop := context.AfterFunc(ctx, func() { waker.Close() })
+	defer func() {
+		if stop() {
+			waker.Close()
+		}
+	}()
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(wake.Fd()), Events: unix.POLLIN}}
 	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 20)
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		_, err := unix.Poll(fds, -1)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
 			return err
-		}
-		if n > 0 {
+		case fds[0].Revents != 0:
 			return nil
-		}
-		if ctx.Err() != nil {
+		default:
 			return context.Cause(ctx)
 		}
 	}

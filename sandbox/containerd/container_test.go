@@ -466,6 +466,9 @@ func TestSpecRefusals(t *testing.T) {
 		"relative target":    mount("/x", "y"),
 		"unclean target":     mount("/x", "/y/../proc"),
 		"NUL":                mount("/x", "/y\x00"),
+		"mount in a mount": func(s *sandbox.Spec) {
+			s.Mounts = []sandbox.Mount{{Source: "/x", Target: "/builds/a/b"}, {Source: "/x", Target: "/builds"}}
+		},
 	} {
 		s := ok
 		change(&s)
@@ -582,9 +585,44 @@ func TestTrust(t *testing.T) {
 			t.Errorf("%s: %+v", c.image, got)
 		}
 	}
+	bare := b.spec("base")
+	bare.CA = ca
+	files := hashedCA(ca)
+	if len(files) != 1 {
+		t.Fatalf("%d files", len(files))
+	}
+	if got := run(t, b.create(t, bare), shell("cat "+files[0].Path)); strings.TrimSpace(got.out) != body {
+		t.Errorf("%+v", got)
+	}
 	for _, v := range TrustEnv() {
 		if name, value, ok := strings.Cut(v, "="); !ok || name == "" || value == "" {
 			t.Errorf("%q", v)
+		}
+	}
+}
+
+// The name under which OpenSSL would look for a certificate is OpenSSL's.
+func TestSubjectHash(t *testing.T) {
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("needs openssl")
+	}
+	for _, name := range []string{"hallmark", "Hallmark  Job 17", " Ünïcode ÄÖ ", "a+b, c=d/e", "UPPER lower"} {
+		ca := authority(name)
+		cmd := exec.Command(openssl, "x509", "-noout", "-subject_hash")
+		cmd.Stdin = strings.NewReader(string(ca))
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files := hashedCA(ca)
+		if want := opensslDir + strings.TrimSpace(string(out)) + ".0"; len(files) != 1 || files[0].Path != want {
+			t.Errorf("%q: %v, want %s", name, files, want)
+		}
+	}
+	for _, junk := range []string{"", "junk", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"} {
+		if files := hashedCA([]byte(junk)); files != nil {
+			t.Errorf("%q: %v", junk, files)
 		}
 	}
 }

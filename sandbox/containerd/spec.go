@@ -96,6 +96,13 @@ func check(s sandbox.Spec) error {
 		if err := checkMount(m); err != nil {
 			return err
 		}
+		for _, other := range s.Mounts {
+			// Another container may change what is in there while this one is
+			// made, and lead the mount astray.
+			if strings.HasPrefix(m.Target, other.Target+"/") {
+				return fmt.Errorf("mount at %q: lies inside the mount at %q", m.Target, other.Target)
+			}
+		}
 	}
 	return nil
 }
