@@ -103,13 +103,14 @@ type checker struct {
 	tenant     bool            // tenant code has run
 	verified   bool            // the work tree was compared and not fetched again
 	sealed     bool
-	scriptFail string // the tenant stage that failed, after_script apart
+	members    map[string][]record.UploadEntry // by their artifact's digest
+	scriptFail string                          // the tenant stage that failed, after_script apart
 }
 
 // check reads a whole record and refuses what does not fit. Order matters
 // where a rule speaks of order: each rule is a line of the method for its kind.
 func check(entries []record.Entry) (*story, error) {
-	c := &checker{image: map[string]record.Image{}, ran: map[string]bool{}}
+	c := &checker{image: map[string]record.Image{}, ran: map[string]bool{}, members: map[string][]record.UploadEntry{}}
 	prev := record.Genesis
 	for i, e := range entries {
 		if e.Seq != int64(i) || e.Prev != prev {
@@ -151,6 +152,8 @@ func (c *checker) add(e record.Entry) *Refusal {
 		return c.addBlock(e)
 	case record.Sealed:
 		return c.addSeal(e)
+	case record.Matched:
+		return c.addMembers(e)
 	case record.Uploaded:
 		return c.addUpload(e)
 	case record.Violated:
@@ -494,10 +497,34 @@ func (c *checker) addUpload(e record.Entry) *Refusal {
 	case !isSHA256(u.SHA256) || u.Bytes < 0 || u.Status != 0 && (u.Status < 100 || u.Status > 599):
 		return refuse(e, Malformed, "artifact %q: digest, size or status", u.FileName)
 	}
+	before := c.members[u.SHA256]
+	delete(c.members, u.SHA256)
+	if int64(len(before)) != u.Matched {
+		return refuse(e, UploadInconsistent, "artifact %q: %d members in lines before, not %d", u.FileName, len(before), u.Matched)
+	}
+	u.Entries = append(before, u.Entries...)
 	if r := checkMembers(e, u); r != nil {
 		return r
 	}
 	c.uploads = append(c.uploads, upload{u, e.Seq})
+	return nil
+}
+
+// addMembers keeps members until the line of their artifact comes.
+func (c *checker) addMembers(e record.Entry) *Refusal {
+	var m record.Members
+	if r := decode(e, &m); r != nil {
+		return r
+	}
+	switch {
+	case !c.sealed:
+		return refuse(e, NotSealed, "an artifact was matched before the seal")
+	case c.open == nil || c.open.Stage != m.Stage || !uploadStage(m.Stage):
+		return refuse(e, UploadOutsideStage, "an artifact was matched in stage %q, which was not running or is no upload", m.Stage)
+	case !isSHA256(m.SHA256) || len(m.Entries) == 0:
+		return refuse(e, Malformed, "members of an artifact: digest or number")
+	}
+	c.members[m.SHA256] = append(c.members[m.SHA256], m.Entries...)
 	return nil
 }
 

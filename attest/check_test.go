@@ -2,6 +2,7 @@ package attest_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -33,6 +34,30 @@ func fetchIn(stage string, change func(*record.Fetch)) []attesttest.Event {
 
 func upload(change func(*record.Upload)) []attesttest.Event {
 	return replace(attesttest.Job(), change)
+}
+
+// members are n files of the sample's artifact, in a line before it.
+func members(n int) record.Members {
+	job := attesttest.Job()
+	u := job[slices.IndexFunc(job, kind(record.Uploaded))].Data.(record.Upload)
+	m := record.Members{Stage: u.Stage, SHA256: u.SHA256}
+	for i := range n {
+		m.Entries = append(m.Entries, record.UploadEntry{Path: fmt.Sprintf("more/%d", i), Kind: "file", SHA256: attesttest.SHA256(fmt.Sprint(i)), Bytes: 1})
+	}
+	return m
+}
+
+func TestMembersOfEarlierLinesAreSubjects(t *testing.T) {
+	job := insert(upload(func(u *record.Upload) { u.Matched = 3 }), event(record.Matched, members(3)), kind(record.Uploaded))
+	for _, sub := range at(t, one(t, job), "subject").([]any) {
+		if sub := sub.(map[string]any); sub["name"] == "more/2" {
+			if got := at(t, sub, "digest.sha256"); got != attesttest.SHA256("2") {
+				t.Errorf("digest %v", got)
+			}
+			return
+		}
+	}
+	t.Error("a member of an earlier line is no subject")
 }
 
 func endOf(stage, outcome string) func([]attesttest.Event) []attesttest.Event {
@@ -154,6 +179,16 @@ func refusals() map[string]struct {
 		"archive before seal": {insert(job, event(record.StageStarted, attesttest.Started("archive_cache")), kind(record.Sealed)), attest.NotSealed},
 		"upload stage before seal": {insert(remove(job, kind(record.Sealed)), event(record.Sealed, record.Seal{Directory: "/builds/group/project"}),
 			kind(record.Closed)), attest.NotSealed},
+		"match before seal":          {insert(job, event(record.Matched, members(1)), kind(record.Sealed)), attest.NotSealed},
+		"match outside an upload":    {insert(job, event(record.Matched, members(1)), starts("upload_artifacts_on_success")), attest.UploadOutsideStage},
+		"match without digest":       {insert(job, event(record.Matched, record.Members{Stage: members(1).Stage, Entries: members(1).Entries}), kind(record.Uploaded)), attest.Malformed},
+		"match of nothing":           {insert(job, event(record.Matched, members(0)), kind(record.Uploaded)), attest.Malformed},
+		"members that were not said": {insert(job, event(record.Matched, members(2)), kind(record.Uploaded)), attest.UploadInconsistent},
+		"members that are missing":   {upload(func(u *record.Upload) { u.Matched = 2 }), attest.UploadInconsistent},
+		"member in both lines": {insert(upload(func(u *record.Upload) {
+			u.Matched = 1
+			u.Entries = append(u.Entries, members(1).Entries...)
+		}), event(record.Matched, members(1)), kind(record.Uploaded)), attest.UploadInconsistent},
 		"upload before seal": {insert(job, event(record.Uploaded, attesttest.Upload("a.zip", "archive")), kind(record.Sealed)), attest.NotSealed},
 		"sealed twice":       {insert(job, event(record.Sealed, record.Seal{Directory: "/builds/x"}), starts("upload_artifacts_on_success")), attest.SealedTwice},
 		"seal in flux": {insert(remove(job, kind(record.Sealed)), event(record.Sealed, record.Seal{Directory: "/builds/x"}),

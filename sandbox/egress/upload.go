@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -32,8 +31,9 @@ const (
 	maxUploadAnswer = 1 << 20
 	maxEpilogue     = 4 << 10
 	partOverhead    = 64 << 10 // of the multipart form around the file
-	// maxUploadEntry leaves room for the rest of an entry's line in the record.
-	maxUploadEntry = record.MaxLine - 64<<10
+	// membersBytes is about how much of one line in the record an artifact's
+	// members take up; more of them go into lines of their own.
+	membersBytes = 1 << 20
 )
 
 // A part is the one field of an artifact upload.
@@ -236,11 +236,42 @@ func (q *request) match(d policy.Decision, file spool, p part) bool {
 		Stage: string(q.p.stage), FileName: p.fileName, Type: query.Type, Format: query.Format,
 		SHA256: p.sha256, Bytes: p.size, Entries: entries,
 	}
-	if line, err := json.Marshal(entry); err != nil || len(line) > maxUploadEntry {
-		return q.refuse(refusal{rule: ruleUpload, reason: fmt.Sprintf("artifact %s has too many files to be recorded (%d)", p.fileName, len(entries)),
-			remedy: "put the files into one archive, and make that the artifact"})
+	if err := q.recordMembers(&entry); err != nil {
+		cut(q.raw)
+		return false
 	}
 	return q.deliver(file, p, entry)
+}
+
+// recordMembers puts the members that are too many for one line into lines of
+// their own, and leaves the last ones in the entry.
+func (q *request) recordMembers(entry *record.Upload) error {
+	for {
+		n := fitting(entry.Entries)
+		if n == len(entry.Entries) {
+			return nil
+		}
+		part := record.Members{Stage: entry.Stage, SHA256: entry.SHA256, Entries: entry.Entries[:n]}
+		if err := q.p.side.b.append(record.Matched, part); err != nil {
+			return err
+		}
+		entry.Matched += int64(n)
+		entry.Entries = entry.Entries[n:]
+	}
+}
+
+// fitting is how many of the first members fit in one line. Names may take six
+// times their length, once escaped.
+func fitting(members []record.UploadEntry) int {
+	const frame = 192 // of one member, all but its names
+	size := 0
+	for i, m := range members {
+		size += frame + 6*(len(m.Path)+len(m.Target))
+		if size > membersBytes && i > 0 {
+			return i
+		}
+	}
+	return len(members)
 }
 
 // violation records that evidence contradicts itself. GitLab has none of it.

@@ -13,6 +13,7 @@ const (
 	Fetched        Kind = "fetched"         // [Fetch]
 	Blocked        Kind = "blocked"         // [Block]
 	Sealed         Kind = "sealed"          // [Seal]
+	Matched        Kind = "matched"         // [Members]
 	Uploaded       Kind = "uploaded"        // [Upload]
 	Violated       Kind = "violated"        // [Violation]
 	Closed         Kind = "closed"          // [Closing], the last entry
@@ -21,7 +22,7 @@ const (
 func (k Kind) known() bool {
 	switch k {
 	case JobOpened, ImageResolved, StageStarted, StageEnded, SourceVerified,
-		Fetched, Blocked, Sealed, Uploaded, Violated, Closed:
+		Fetched, Blocked, Sealed, Matched, Uploaded, Violated, Closed:
 		return true
 	}
 	return false
@@ -253,6 +254,17 @@ type Upload struct {
 	Bytes    int64         `json:"bytes"`
 	Status   int           `json:"status"` // GitLab's answer; 0 where it was lost
 	Entries  []UploadEntry `json:"entries"`
+	// Matched counts the entries that stand in "matched" lines before this one.
+	Matched int64 `json:"matched,omitempty"`
+}
+
+// Members are entries of an artifact that has more of them than one line can
+// hold. They come before the artifact is sent; its "uploaded" line follows and
+// has the rest.
+type Members struct {
+	Stage   string        `json:"stage"`
+	SHA256  string        `json:"sha256"` // of the artifact
+	Entries []UploadEntry `json:"entries"`
 }
 
 // UploadEntry is one member of an archive.
