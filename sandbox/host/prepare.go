@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -105,10 +106,24 @@ func (h *Host) accept(j *executor.Job, profile sandbox.Profile) error {
 	case len(j.Services) > 0:
 		return &sandbox.UserError{Err: fmt.Errorf("service %q: services are not run under profile %s", j.Services[0].Name, profile),
 			Hint: "remove `services:` from the job, or run it on a runner without Hallmark"}
+	case truthy(j.Variables, "RUNNER_GENERATE_ARTIFACTS_METADATA"):
+		return &sandbox.UserError{Err: errors.New("RUNNER_GENERATE_ARTIFACTS_METADATA is set: the runner would write its own, unsigned statement into the sealed work tree"),
+			Hint: "remove the variable; what Hallmark signs takes its place"}
 	case j.Image.Name == "" && h.cfg.DefaultImage == "":
 		return &sandbox.UserError{Err: errors.New("the job names no image"), Hint: "set `image:` in .gitlab-ci.yml"}
 	}
 	return nil
+}
+
+// truthy reads a switch as the runner does: the last one of its name counts.
+func truthy(vars []executor.Variable, key string) bool {
+	on := false
+	for _, v := range vars {
+		if v.Key == key {
+			on, _ = strconv.ParseBool(v.Value)
+		}
+	}
+	return on
 }
 
 // adopt makes the job known under its session.
