@@ -104,14 +104,8 @@ func (j *job) release() error {
 }
 
 func (h *Host) teardownAll() {
-	h.mu.Lock()
-	jobs := make([]*job, 0, len(h.jobs))
-	for _, j := range h.jobs {
-		jobs = append(jobs, j)
-	}
-	h.mu.Unlock()
 	var wg sync.WaitGroup
-	for _, j := range jobs {
+	for _, j := range h.all() {
 		wg.Go(func() { h.abandon(j, errors.New("the sandbox daemon stops")) })
 	}
 	wg.Wait()
