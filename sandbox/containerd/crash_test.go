@@ -89,10 +89,17 @@ func (d *daemon) pid() int {
 	return d.proc.Pid
 }
 
-// After kill -9 nothing of the tenant's runs, and the next start sweeps up.
+// After kill -9 nothing of the tenant's runs, and the next start sweeps up,
+// whether the shims have lived on or not.
 func TestSweepAfterKill(t *testing.T) {
+	for name, sub := range map[string]string{"shims live": "k", "shims killed too": "l"} {
+		t.Run(name, func(t *testing.T) { sweepAfterKill(t, sub, sub == "l") })
+	}
+}
+
+func sweepAfterKill(t *testing.T, sub string, shims bool) {
 	b := start(t)
-	v := victim{Config: b.config("k"), Image: b.images["base"], Made: []string{freshSession(), freshSession()}, Out: t.TempDir()}
+	v := victim{Config: b.config(sub), Image: b.images["base"], Made: []string{freshSession(), freshSession()}, Out: t.TempDir()}
 	if err := os.Chmod(v.Out, 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -128,6 +135,12 @@ func TestSweepAfterKill(t *testing.T) {
 			return len(pids) == 0
 		})
 		still(t, filepath.Join(v.Out, session))
+		if shims {
+			gone := &Runtime{cfg: v.Config, layout: newLayout(v.Config)}
+			if err := gone.killShims(session + "-build"); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 
 	r, err := Start(t.Context(), v.Config, slog.New(slog.DiscardHandler))

@@ -224,11 +224,14 @@ func (d *daemon) follow(r io.Reader) {
 	}
 }
 
+// logLevel ranks a line below what containerd calls it: it logs as errors what
+// is usual when containers end, and what matters comes back from the calls.
 func logLevel(line string) slog.Level {
-	for _, word := range []string{"level=error", "level=fatal", "level=panic", "panic:"} {
-		if strings.Contains(line, word) {
-			return slog.LevelWarn
-		}
+	switch {
+	case strings.Contains(line, "level=fatal"), strings.Contains(line, "level=panic"), strings.Contains(line, "panic:"):
+		return slog.LevelError
+	case strings.Contains(line, "level=error"):
+		return slog.LevelInfo
 	}
 	return slog.LevelDebug
 }
