@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -59,12 +60,15 @@ func (w *World) leaks() []string {
 			return append(out, err.Error())
 		}
 		for _, name := range names {
+			if filepath.Ext(name) == ".jsonl" {
+				continue // evidence that the authority does not hold stays, on purpose
+			}
 			if session(filepath.Base(name)) || strings.Contains(name, "ovl-idmapped") || strings.HasPrefix(name, "/run/containerd/runc/") {
 				out = append(out, "path "+name)
 			}
 		}
 	}
-	return append(out, cgroups()...)
+	return append(out, w.cgroups()...)
 }
 
 // session reports whether a name is a sandbox's handle or begins with one.
@@ -145,9 +149,18 @@ func namespaces() []string {
 	return slices.Compact(out)
 }
 
-// cgroups of sessions, in whatever hierarchies there are.
-func cgroups() []string {
+var sessionInLog = regexp.MustCompile(`\bs(?:ession|andbox)="?([0-9a-f]{32})`)
+
+// cgroups of this world's sessions, in whatever hierarchies there are. Cgroups
+// are the whole machine's: other worlds have theirs beside them.
+func (w *World) cgroups() []string {
 	var out []string
+	own := map[string]bool{}
+	if w.Sandboxd != nil {
+		for _, m := range sessionInLog.FindAllStringSubmatch(w.Sandboxd.Log(), -1) {
+			own[m[1]] = true
+		}
+	}
 	roots, err := filepath.Glob("/sys/fs/cgroup/*")
 	if err != nil {
 		return []string{err.Error()}
@@ -159,7 +172,7 @@ func cgroups() []string {
 				return []string{err.Error()}
 			}
 			for _, name := range names {
-				if info, err := os.Stat(name); err == nil && info.IsDir() && session(filepath.Base(name)) {
+				if info, err := os.Stat(name); err == nil && info.IsDir() && session(filepath.Base(name)) && own[filepath.Base(name)[:32]] {
 					out = append(out, "cgroup "+name)
 				}
 			}
