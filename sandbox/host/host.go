@@ -112,6 +112,7 @@ type Host struct {
 	authority Authority
 	log       *slog.Logger
 	ids       *idPool
+	leftover  []os.DirEntry // records of an earlier daemon
 
 	mu   sync.Mutex
 	jobs map[string]*job // by session
@@ -144,6 +145,7 @@ func (h *Host) records() string    { return filepath.Join(h.cfg.StateDir, "recor
 func (h *Host) Serve(ctx context.Context, l *net.UnixListener) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.reap(ctx) })
+	wg.Go(func() { h.settleRecords(ctx) })
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	for {
@@ -184,6 +186,12 @@ func (h *Host) answer(ctx context.Context, c *net.UnixConn) {
 	}
 }
 
+// Why a call's context may end early.
+var (
+	errCanceled  = errors.New("canceled by the runner")
+	errTakenDown = errors.New("the job was taken down: the sandbox daemon stops, or the runner is gone")
+)
+
 // call carries out one request. A panic is a system failure of this job alone.
 func (h *Host) call(ctx context.Context, conn *executor.Conn) (reply executor.Reply) {
 	req := conn.Request()
@@ -194,14 +202,14 @@ func (h *Host) call(ctx context.Context, conn *executor.Conn) (reply executor.Re
 			reply = failure(errors.New("internal error in the sandbox daemon"))
 		}
 	}()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	done := make(chan struct{})
 	defer close(done)
 	go func() {
 		select {
 		case <-conn.Canceled():
-			cancel()
+			cancel(errCanceled)
 		case <-done:
 		}
 	}()

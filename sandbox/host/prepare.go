@@ -75,9 +75,9 @@ func (h *Host) prepare(ctx context.Context, conn *executor.Conn, out *joblog.Log
 
 // bound ends ctx with the job's life.
 func (j *job) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(j.life, cancel)
-	return ctx, func() { stop(); cancel() }
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(j.life, func() { cancel(errTakenDown) })
+	return ctx, func() { stop(); cancel(nil) }
 }
 
 func readPayload(f *os.File) (*executor.Job, error) {

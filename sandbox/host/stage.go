@@ -162,8 +162,8 @@ func (h *Host) script(ctx context.Context, j *job, stage sandbox.Stage, script [
 	}
 	j.border.Begin(role, stage)
 	exit, runErr := j.container(role).Run(ctx, h.process(j, stage, stdin, output))
-	if ctx.Err() != nil && errors.Is(runErr, context.Cause(ctx)) {
-		runErr = nil // the stage was canceled and has ended: no failure of ours
+	if canceled(ctx) && errors.Is(runErr, errCanceled) {
+		runErr = nil // the stage has ended as it was asked to: no failure of ours
 	}
 	endErr := j.border.End(role)
 	ended := record.Ended{Stage: string(stage), Role: string(role), ExitCode: exit.Code, DurationMS: exit.Duration.Milliseconds()}
@@ -184,13 +184,16 @@ func (j *job) held(ctx context.Context) error {
 	return j.pump.acknowledged(ctx)
 }
 
+// canceled reports whether the runner asked for the end, not we ourselves.
+func canceled(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errCanceled) }
+
 func outcome(ctx context.Context, exit sandbox.Exit, runErr, endErr error) (outcome, detail string) {
 	err := errors.Join(runErr, endErr)
 	if _, user := errors.AsType[*sandbox.UserError](err); user {
 		return "failed", err.Error()
 	}
 	switch {
-	case ctx.Err() != nil:
+	case canceled(ctx):
 		return "canceled", ""
 	case err != nil:
 		return "system_failure", err.Error()

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd"
+	"hallmark.build/sandbox/record"
 	"hallmark.build/sandbox/workspace"
 )
 
@@ -135,12 +137,93 @@ func (h *Host) sweep(ctx context.Context) error {
 	if err := workspace.Sweep(h.workspaces(), none); err != nil {
 		return fmt.Errorf("remove leftover workspaces: %w", err)
 	}
-	left, err := os.ReadDir(h.records())
+	if err := removeChildren(h.workspaces()); err != nil {
+		return err
+	}
+	if h.leftover, err = os.ReadDir(h.records()); err != nil {
+		return err
+	}
+	if n > 0 || len(h.leftover) > 0 {
+		h.log.Warn("an earlier daemon ended early", "sandboxes_removed", n, "records_left", len(h.leftover))
+	}
+	return nil
+}
+
+// removeChildren removes the few files of our own that lie beside workspaces.
+func removeChildren(dir string) error {
+	left, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
-	if n > 0 || len(left) > 0 {
-		h.log.Warn("an earlier daemon ended early", "sandboxes_removed", n, "records_kept", len(left))
+	for _, e := range left {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// settleRecords gives the authority the rest of records that an earlier daemon
+// left, each ended as a failure of the host, so that their attempts are never
+// attested. A record that the authority does not take stays: it is evidence.
+func (h *Host) settleRecords(ctx context.Context) {
+	for _, e := range h.leftover {
+		if err := h.settle(ctx, filepath.Join(h.records(), e.Name())); err != nil {
+			h.log.Error("leftover record kept", "record", e.Name(), "error", err)
+		}
+	}
+}
+
+func (h *Host) settle(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	l, err := record.Resume(path, time.Now)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }()
+	lines, err := l.Lines(0, 1)
+	if err != nil {
+		return err
+	}
+	if len(lines) == 0 { // not even opened
+		return os.Remove(path)
+	}
+	attempt, err := attemptOf(lines[0])
+	if err != nil {
+		return err
+	}
+	wasClosed := l.Closed()
+	if !wasClosed {
+		closing := record.Closing{Result: "system_failure", Detail: "the sandbox daemon ended"}
+		if _, err := l.Append(record.Closed, closing); err != nil {
+			return err
+		}
+	}
+	p := startPump(l, h.authority, attempt)
+	err = p.acknowledged(ctx)
+	p.close()
+	if err != nil {
+		return err
+	}
+	if !wasClosed {
+		if _, _, err := h.authority.Close(ctx, attempt, l.Head()); err != nil {
+			return err
+		}
+	}
+	return os.Remove(path)
+}
+
+// attemptOf reads the authority's name for the attempt from a record's first line.
+func attemptOf(line []byte) (string, error) {
+	var c record.Chain
+	e, err := c.Add(line)
+	if err != nil {
+		return "", err
+	}
+	var o record.Opened
+	if err := e.Decode(&o); err != nil {
+		return "", err
+	}
+	return o.Attempt, nil
 }

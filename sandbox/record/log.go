@@ -3,6 +3,7 @@ package record
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -34,6 +35,47 @@ func Create(path string, now func() time.Time) (*Log, error) {
 		return nil, fmt.Errorf("record: %w", err)
 	}
 	return &Log{now: now, file: f, changed: make(chan struct{})}, nil
+}
+
+// Resume takes up a record that an earlier process left at path. A line that
+// was not written whole was never acted upon and is cut off; a record that does
+// not check otherwise is an error.
+func Resume(path string, now func() time.Time) (*Log, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("record: %w", err)
+	}
+	l := &Log{now: now, file: f, changed: make(chan struct{})}
+	if err := l.resume(); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *Log) resume() error {
+	lines := newLineReader(l.file)
+	for {
+		line, err := lines.next()
+		if errors.Is(err, io.EOF) || errors.Is(err, errCutOff) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := l.chain.Add(line); err != nil {
+			return err
+		}
+		l.ends = append(l.ends, l.end()+int64(len(line))+1)
+	}
+	if err := errors.Join(l.file.Truncate(l.end()), l.file.Sync()); err != nil {
+		return fmt.Errorf("record: cut off: %w", err)
+	}
+	if _, err := l.file.Seek(l.end(), io.SeekStart); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	l.synced = l.chain.Head().Entries
+	return nil
 }
 
 // Append writes an entry and returns it once it is durable. Concurrent calls

@@ -230,6 +230,50 @@ func TestLinesComeInBatches(t *testing.T) {
 	}
 }
 
+func TestResumeGoesOnFromTheLastWholeLine(t *testing.T) {
+	whole := closedRecord(t)
+	lines := bytes.SplitAfter(whole, []byte("\n"))
+	open := bytes.Join(lines[:2], nil)
+	for name, data := range map[string][]byte{
+		"whole":      open,
+		"cut off":    append(bytes.Clone(open), lines[2][:20]...),
+		"cut at end": append(bytes.Clone(open), bytes.TrimSuffix(lines[2], []byte("\n"))...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "record")
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l, err := Resume(path, fixed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+			if _, err := l.Append(Closed, Closing{Result: "success"}); err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile(path)
+			if err != nil || !bytes.Equal(got, whole) {
+				t.Errorf("record is\n%s(%v), want\n%s", got, err, whole)
+			}
+			if again, err := l.Lines(0, 1<<20); err != nil || len(again) != 3 {
+				t.Errorf("%d lines, %v", len(again), err)
+			}
+		})
+	}
+}
+
+func TestResumeRefusesAChangedRecord(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "record")
+	data := bytes.Replace(closedRecord(t), []byte("hermetic"), []byte("Hermetic"), 1)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Resume(path, fixed); err == nil || !strings.Contains(err.Error(), "fork") {
+		t.Errorf("error = %v, want a fork", err)
+	}
+}
+
 func TestCreateRefusesAnExistingRecord(t *testing.T) {
 	_, path := newLog(t, fixed)
 	if _, err := Create(path, fixed); !errors.Is(err, os.ErrExist) {

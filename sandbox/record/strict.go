@@ -123,6 +123,8 @@ type lineReader struct {
 
 func newLineReader(r io.Reader) lineReader { return lineReader{bufio.NewReaderSize(r, 64<<10)} }
 
+var errCutOff = errors.New("record: the last line is cut off")
+
 // next returns the next line without its newline, or io.EOF. A last line
 // without a newline was not written whole and is refused.
 func (l lineReader) next() ([]byte, error) {
@@ -139,7 +141,7 @@ func (l lineReader) next() ([]byte, error) {
 		case errors.Is(err, io.EOF) && len(line) == 0:
 			return nil, io.EOF
 		case errors.Is(err, io.EOF):
-			return nil, errors.New("record: the last line is cut off")
+			return nil, errCutOff
 		default:
 			return nil, fmt.Errorf("record: read: %w", err)
 		}
