@@ -18,7 +18,7 @@ import (
 var theWorld *world.World
 
 func TestMain(m *testing.M) {
-	os.Exit(world.Main(world.Options{}, func(w *world.World) int {
+	os.Exit(world.Main(world.Options{Prepare: prepareBenchmarks}, func(w *world.World) int {
 		theWorld = w
 		if err := setUp(w); err != nil {
 			fmt.Fprintf(os.Stderr, "%v\n%s\n", err, w.Logs())
