@@ -202,7 +202,7 @@ func (h *Host) call(ctx context.Context, conn *executor.Conn) (reply executor.Re
 			reply = failure(errors.New("internal error in the sandbox daemon"))
 		}
 	}()
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := endedBy(ctx, errTakenDown)
 	defer cancel(nil)
 	done := make(chan struct{})
 	defer close(done)
@@ -223,6 +223,13 @@ func (h *Host) call(ctx context.Context, conn *executor.Conn) (reply executor.Re
 		return reportTo(log, h.cleanup(req.Session))
 	}
 	return failure(fmt.Errorf("unknown call %q", req.Call))
+}
+
+// endedBy is a context that ends with its parent, and then says why.
+func endedBy(parent context.Context, why error) (context.Context, context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
+	stop := context.AfterFunc(parent, func() { cancel(why) })
+	return ctx, func(cause error) { stop(); cancel(cause) }
 }
 
 // reportTo logs what the admin should see of an error and turns it into a reply.

@@ -56,9 +56,6 @@ func (h *Host) run(ctx context.Context, conn *executor.Conn, out *joblog.Log, lo
 		h.note(j, stage, err, log)
 		return failure(err)
 	}
-	if exit.Code != 0 && errors.Is(context.Cause(ctx), errTakenDown) {
-		return failure(errTakenDown) // the script was ended by us: no fault of its
-	}
 	if exit.Code != 0 {
 		return executor.Reply{Outcome: executor.BuildFailure, ExitCode: exit.Code, Message: exitInWords(exit), Hint: exitHint(exit)}
 	}
@@ -198,8 +195,6 @@ func outcome(ctx context.Context, exit sandbox.Exit, runErr, endErr error) (outc
 	switch {
 	case canceled(ctx):
 		return "canceled", ""
-	case err == nil && exit.Code != 0 && errors.Is(context.Cause(ctx), errTakenDown):
-		return "system_failure", errTakenDown.Error()
 	case err != nil:
 		return "system_failure", err.Error()
 	case exit.OOM && exit.Code != 0:
