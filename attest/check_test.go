@@ -332,8 +332,7 @@ func TestBrokenChain(t *testing.T) {
 // TestAccepted has records that look odd and are in order.
 func TestAccepted(t *testing.T) {
 	job := attesttest.Job()
-	retried := again(job, "get_sources", starts("prepare_script"))
-	retried = slices.Insert(slices.Clone(job), slices.IndexFunc(job, starts("get_sources")),
+	retried := slices.Insert(slices.Clone(job), slices.IndexFunc(job, starts("get_sources")),
 		event(record.StageStarted, attesttest.Started("get_sources")), event(record.StageEnded, attesttest.Ended("get_sources", "failed")))
 	after := slices.Insert(slices.Clone(job), slices.IndexFunc(job, kind(record.Sealed)),
 		event(record.StageStarted, attesttest.Started("after_script")), event(record.StageEnded, attesttest.Ended("after_script", "failed")))

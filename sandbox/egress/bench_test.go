@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -46,7 +47,7 @@ func clients(b *testing.B, w *world) (direct, border *http.Client) {
 	inner.AppendCertsFromPEM(w.b.CA())
 	origin := w.origin.Listener.Addr().String()
 	direct = &http.Client{Transport: &http.Transport{
-		DialTLS: func(string, string) (net.Conn, error) {
+		DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
 			return tls.Dial("tcp", origin, &tls.Config{RootCAs: outer, ServerName: "good.test"})
 		},
 		DisableCompression: true, ReadBufferSize: 64 << 10,
@@ -54,7 +55,7 @@ func clients(b *testing.B, w *world) (direct, border *http.Client) {
 	address := net.JoinHostPort("93.184.216.34", fmt.Sprint(w.port))
 	netns := w.netns(sandbox.Build)
 	border = &http.Client{Transport: &http.Transport{
-		DialTLS: func(string, string) (net.Conn, error) {
+		DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
 			c, err := dialInside(netns, address)
 			if err != nil {
 				return nil, err

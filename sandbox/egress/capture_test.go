@@ -190,7 +190,7 @@ func TestRolesAndHostDoNotMeet(t *testing.T) {
 	if w.netns(sandbox.Build) == w.netns(sandbox.Helper) {
 		t.Fatal("roles share a namespace")
 	}
-	if w.netns(sandbox.Build) != w.netns(sandbox.Build) {
+	if first, second := w.netns(sandbox.Build), w.netns(sandbox.Build); first != second {
 		t.Fatal("a second call made another namespace")
 	}
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
