@@ -19,14 +19,15 @@ FUZZTIME  ?= 5s
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: all build deps runtime runner tools test demo lint race fuzz bench clean
+.PHONY: all build deps runtime runner tools install test demo lint race fuzz bench clean
 
 all: build
 
 # Our programs, all of them static: hallmark-init runs in images that have no
-# libraries, and the others have no reason to need some.
+# libraries, and the others have no reason to need some. grpcnotrace leaves out
+# pages of HTML that gRPC would bring along and nobody serves.
 build:
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 # What the system must have, installed where it is missing.
 deps:
@@ -43,6 +44,10 @@ runner:
 # What the tests call besides.
 tools: runtime runner
 	@$(SETUP)/tools.sh $(CACHE) cosign
+
+# Onto this machine, or below DESTDIR.
+install: build runtime
+	@$(SETUP)/install.sh bin $(CACHE)
 
 test: build tools
 	go test -timeout 40m $(TESTFLAGS) $(TESTS)
