@@ -105,6 +105,25 @@ func TestRunnerStoppedInOrderEndsItsJobs(t *testing.T) {
 	unattestedID(t, a)
 }
 
+func TestRunnerToldToFinishLetsItsJobsEnd(t *testing.T) {
+	job := hermetic("echo begun", "i=0; while [ $i -lt 20 ]; do sleep 0.1; i=$((i+1)); done", "echo out > out.txt")
+	job.Artifacts = coordinator.Archive("out.txt")
+	a := start(t, job)
+	waitTrace(t, a, "begun")
+	if err := theWorld.Runner.Signal(syscall.SIGQUIT); err != nil {
+		t.Error(err)
+	}
+	r := wait(t, a)
+	if err := theWorld.Runner.Wait(within(t, time.Minute)); err != nil {
+		t.Error(err)
+	}
+	if err := theWorld.Runner.Start(); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, r, coordinator.Success, "")
+	attested(t, r)
+}
+
 func TestRunnerKilledLeavesNothingToTheReaper(t *testing.T) {
 	a := start(t, hermetic(long...))
 	waitTrace(t, a, "begun")

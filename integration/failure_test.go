@@ -312,6 +312,31 @@ func TestGitLabsAnswersToUploads(t *testing.T) {
 			t.Errorf("the redirect was followed:\n%s", lines(v))
 		}
 	})
+	t.Run("dependency redirected to another host", func(t *testing.T) {
+		first := run(t, upload())
+		expect(t, first, coordinator.Success, "")
+		theWorld.Canary.Visits()
+		defer theWorld.GitLab.Inject(coordinator.Fault{Method: "GET", Path: path, Status: 302, Header: http.Header{"Location": {"https://" + world.CanaryName + "/out.zip"}}})()
+		job := hermetic("echo not reached")
+		job.Dependencies = []int64{first.ID}
+		r := run(t, job)
+		expect(t, r, coordinator.Failed, "script_failure")
+		never(t, r, "\nnot reached")
+		if v := theWorld.Canary.Visits(); len(v) > 0 {
+			t.Errorf("the redirect was followed:\n%s", lines(v))
+		}
+	})
+	t.Run("final update asked for again", func(t *testing.T) {
+		job := hermetic("echo first", "i=0; while [ $i -lt 20 ]; do sleep 0.1; i=$((i+1)); done", "exit 5")
+		a := start(t, job)
+		waitTrace(t, a, "first")
+		defer theWorld.GitLab.Inject(coordinator.Fault{Method: "PUT", Path: "/api/v4/jobs/*", Status: 412, Times: 1})()
+		r := wait(t, a)
+		expect(t, r, coordinator.Failed, "script_failure")
+		if exitCode(r.ExitCode) != "5" {
+			t.Errorf("exit code %s, want 5", exitCode(r.ExitCode))
+		}
+	})
 	t.Run("trace asked for again", func(t *testing.T) {
 		job := hermetic("echo first", "i=0; while [ $i -lt 30 ]; do sleep 0.1; i=$((i+1)); done", "echo second")
 		a := start(t, job)

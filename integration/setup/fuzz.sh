@@ -3,14 +3,19 @@
 set -euo pipefail
 
 time=$1
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 count=0
 while IFS=: read -r file target; do
 	echo "fuzz: $(dirname "$file") $target"
-	go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$(dirname "$file")" >/tmp/fuzz.$$ 2>&1 || {
-		cat /tmp/fuzz.$$
-		exit 1
-	}
+	if ! go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$(dirname "$file")" >"$log" 2>&1; then
+		# On a busy machine the time may be up while an input is made smaller;
+		# the tool calls that a failure. A real one leaves the input behind.
+		if ! grep -q 'context deadline exceeded' "$log" || grep -qE 'Failing input written|panic:|_test.go:' "$log"; then
+			cat "$log"
+			exit 1
+		fi
+	fi
 	count=$((count + 1))
 done < <(git ls-files -- '*_test.go' | xargs grep -oE '^func Fuzz[A-Za-z0-9_]+' /dev/null | sed 's/func //' | sort)
-rm -f /tmp/fuzz.$$
 echo "fuzz: $count targets, $time each"
