@@ -127,7 +127,17 @@ type daemonKey struct{}
 type daemon struct {
 	cmd    *exec.Cmd
 	http   string
-	logged chan struct{}
+	logged chan struct{} // closed once log is complete
+	log    []string      // what the program said, for whoever has waited
+}
+
+// ended waits for the program's last word and hands its log to the test, whose
+// own goroutine alone may write there.
+func (d *daemon) ended(ts *testscript.TestScript) {
+	<-d.logged
+	for _, line := range d.log {
+		ts.Logf("%s", line)
+	}
 }
 
 func theDaemon(ts *testscript.TestScript) *daemon { return ts.Value(daemonKey{}).(*daemon) }
@@ -147,11 +157,11 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(d.cmd.Start())
 	ready := make(chan string, 1)
-	d.logged = make(chan struct{})
+	d.logged, d.log = make(chan struct{}), nil
 	go func() {
 		defer close(d.logged)
 		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			ts.Logf("%s", lines.Text())
+			d.log = append(d.log, lines.Text())
 			if _, rest, ok := strings.Cut(lines.Text(), " http="); ok {
 				ready <- strings.Fields(rest)[0]
 			}
@@ -160,6 +170,7 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 	}()
 	var ok bool
 	if d.http, ok = <-ready; !ok {
+		d.ended(ts)
 		ts.Fatalf("the daemon ended: %v", d.cmd.Wait())
 	}
 	ts.Check(notify.SetReadDeadline(time.Now().Add(30 * time.Second)))
@@ -175,14 +186,14 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 func stopDaemon(ts *testscript.TestScript, neg bool, _ []string) {
 	d := theDaemon(ts)
 	ts.Check(d.cmd.Process.Signal(syscall.SIGTERM))
-	<-d.logged
+	d.ended(ts)
 	ts.Check(d.cmd.Wait())
 }
 
 func killDaemon(ts *testscript.TestScript, neg bool, _ []string) {
 	d := theDaemon(ts)
 	ts.Check(d.cmd.Process.Kill())
-	<-d.logged
+	d.ended(ts)
 	_ = d.cmd.Wait()
 }
 
