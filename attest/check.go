@@ -207,13 +207,16 @@ func checkNetwork(e record.Entry, o *record.Opened) *Refusal {
 	return nil
 }
 
-// fullRef is a ref as git knows it.
+// fullRef is a ref as git knows it. GitLab gives the names of tags and branches,
+// and whole refs of its own where a pipeline is about neither. A branch can be
+// called "refs/heads/main": it is not main.
 func fullRef(j record.Job) string {
 	switch {
-	case strings.HasPrefix(j.Ref, "refs/"):
-		return j.Ref
 	case j.RefType == "tag":
 		return "refs/tags/" + j.Ref
+	case strings.HasPrefix(j.Ref, "refs/heads/"), strings.HasPrefix(j.Ref, "refs/tags/"):
+	case strings.HasPrefix(j.Ref, "refs/"):
+		return j.Ref
 	}
 	return "refs/heads/" + j.Ref
 }

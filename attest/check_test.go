@@ -96,21 +96,26 @@ func refusals() map[string]struct {
 		"no policy digest":          {opened(func(o *record.Opened) { o.Network.PolicyDigest = "" }), attest.Malformed},
 		"other source":              {opened(func(o *record.Opened) { o.External.Source += "x" }), attest.FactsContradiction},
 		"other ref":                 {opened(func(o *record.Opened) { o.External.Ref = "refs/heads/release" }), attest.FactsContradiction},
-		"branch for tag":            {opened(func(o *record.Opened) { o.Job.RefType = "tag" }), attest.FactsContradiction},
-		"other project":             {opened(func(o *record.Opened) { o.External.Project = "group/other" }), attest.FactsContradiction},
-		"other job name":            {opened(func(o *record.Opened) { o.External.JobName = "other" }), attest.FactsContradiction},
-		"other job stage":           {opened(func(o *record.Opened) { o.External.JobStage = "other" }), attest.FactsContradiction},
-		"other profile":             {opened(func(o *record.Opened) { o.External.Profile = "firewalled" }), attest.FactsContradiction},
-		"no source":                 {both(func(j *record.Job, x *record.External) { j.SourceURI, x.Source = "", "" }), attest.Malformed},
-		"no project":                {both(func(j *record.Job, x *record.External) { j.Project, x.Project = "", "" }), attest.Malformed},
-		"no invocation id":          {opened(func(o *record.Opened) { o.InvocationID = "" }), attest.Malformed},
-		"relative source":           {both(func(j *record.Job, x *record.External) { j.SourceURI, x.Source = "/g/p", "/g/p" }), attest.Malformed},
-		"source with credentials":   {both(func(j *record.Job, x *record.External) { j.SourceURI, x.Source = evil, evil }), attest.CredentialsInAddress},
-		"short commit":              {opened(func(o *record.Opened) { o.Job.SHA = "abc" }), attest.Malformed},
-		"upper-case commit":         {opened(func(o *record.Opened) { o.Job.SHA = strings.ToUpper(attesttest.Commit) }), attest.Malformed},
-		"ref type unknown":          {opened(func(o *record.Opened) { o.Job.RefType = "" }), attest.Malformed},
-		"job id too large":          {opened(func(o *record.Opened) { o.Job.ID = 1 << 53 }), attest.NumberTooLarge},
-		"negative user":             {opened(func(o *record.Opened) { o.Job.UserID = -1 }), attest.NumberTooLarge},
+		"branch called as main":     {both(func(j *record.Job, x *record.External) { j.Ref, x.Ref = "refs/heads/main", "refs/heads/main" }), attest.FactsContradiction},
+		"branch called as a tag":    {both(func(j *record.Job, x *record.External) { j.Ref, x.Ref = "refs/tags/v1", "refs/tags/v1" }), attest.FactsContradiction},
+		"tag called as main": {both(func(j *record.Job, x *record.External) {
+			j.Ref, j.RefType, x.Ref = "refs/heads/main", "tag", "refs/heads/main"
+		}), attest.FactsContradiction},
+		"branch for tag":          {opened(func(o *record.Opened) { o.Job.RefType = "tag" }), attest.FactsContradiction},
+		"other project":           {opened(func(o *record.Opened) { o.External.Project = "group/other" }), attest.FactsContradiction},
+		"other job name":          {opened(func(o *record.Opened) { o.External.JobName = "other" }), attest.FactsContradiction},
+		"other job stage":         {opened(func(o *record.Opened) { o.External.JobStage = "other" }), attest.FactsContradiction},
+		"other profile":           {opened(func(o *record.Opened) { o.External.Profile = "firewalled" }), attest.FactsContradiction},
+		"no source":               {both(func(j *record.Job, x *record.External) { j.SourceURI, x.Source = "", "" }), attest.Malformed},
+		"no project":              {both(func(j *record.Job, x *record.External) { j.Project, x.Project = "", "" }), attest.Malformed},
+		"no invocation id":        {opened(func(o *record.Opened) { o.InvocationID = "" }), attest.Malformed},
+		"relative source":         {both(func(j *record.Job, x *record.External) { j.SourceURI, x.Source = "/g/p", "/g/p" }), attest.Malformed},
+		"source with credentials": {both(func(j *record.Job, x *record.External) { j.SourceURI, x.Source = evil, evil }), attest.CredentialsInAddress},
+		"short commit":            {opened(func(o *record.Opened) { o.Job.SHA = "abc" }), attest.Malformed},
+		"upper-case commit":       {opened(func(o *record.Opened) { o.Job.SHA = strings.ToUpper(attesttest.Commit) }), attest.Malformed},
+		"ref type unknown":        {opened(func(o *record.Opened) { o.Job.RefType = "" }), attest.Malformed},
+		"job id too large":        {opened(func(o *record.Opened) { o.Job.ID = 1 << 53 }), attest.NumberTooLarge},
+		"negative user":           {opened(func(o *record.Opened) { o.Job.UserID = -1 }), attest.NumberTooLarge},
 		"dependency id too large": {opened(func(o *record.Opened) {
 			o.External.Dependencies = []record.DependencyChoice{{ID: 1 << 53}}
 		}), attest.NumberTooLarge},
@@ -341,10 +346,13 @@ func TestAccepted(t *testing.T) {
 	merge := both(func(j *record.Job, x *record.External) {
 		j.Ref, x.Ref = "refs/merge-requests/1/head", "refs/merge-requests/1/head"
 	})
+	odd := both(func(j *record.Job, x *record.External) {
+		j.Ref, x.Ref = "refs/heads/main", "refs/heads/refs/heads/main"
+	})
 	sameImage := insert(job, job[1], starts("prepare_script"))
 	for name, events := range map[string][]attesttest.Event{
 		"sources retried": retried, "after_script failed": after, "failure allowed": lenient,
-		"tag": tag, "merge request": merge, "image resolved twice alike": sameImage,
+		"tag": tag, "merge request": merge, "branch of an odd name": odd, "image resolved twice alike": sameImage,
 		"canceled":             replace(job, func(c *record.Closing) { c.Result = "canceled" }),
 		"timeout":              replace(job, func(c *record.Closing) { c.Result = "timeout" }),
 		"fetch without answer": fetchIn("build_script", func(f *record.Fetch) { f.Status, f.Incomplete = 0, "refused" }),

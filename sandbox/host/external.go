@@ -67,12 +67,15 @@ func external(j *executor.Job, profile sandbox.Profile, image string, key []byte
 	return ext
 }
 
+// fullRef is a ref as git knows it; the authority has the same rule. A branch can
+// be called "refs/heads/main": it is not main.
 func fullRef(g executor.GitInfo) string {
 	switch {
-	case strings.HasPrefix(g.Ref, "refs/"):
-		return g.Ref
 	case g.RefType == "tag":
 		return "refs/tags/" + g.Ref
+	case strings.HasPrefix(g.Ref, "refs/heads/"), strings.HasPrefix(g.Ref, "refs/tags/"):
+	case strings.HasPrefix(g.Ref, "refs/"):
+		return g.Ref
 	}
 	return "refs/heads/" + g.Ref
 }
