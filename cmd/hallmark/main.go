@@ -9,6 +9,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,11 +49,20 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root := newRoot()
 	started := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	var misplaced error
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		if misplacedHelp(cmd) {
+			misplaced = &usageError{errors.New("help and a verdict do not go together"), "an artifact of such a name follows --"}
+			return
+		}
+		help(cmd, args)
+	})
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	err := cmp.Or(root.ExecuteContext(ctx), misplaced)
 	var usage *usageError
 	if err != nil && !started && !errors.As(err, &usage) {
 		err = &usageError{err, "see hallmark help"} // cobra's own: no command was reached

@@ -62,6 +62,12 @@ func newVerify() *cobra.Command {
 	return cmd
 }
 
+// misplacedHelp reports a wish for help in a command that also says what to
+// verify: an artifact may be called "--help", and help ends well.
+func misplacedHelp(cmd *cobra.Command) bool {
+	return cmd.Name() == "verify" && cmd.Flags().NFlag() > 1
+}
+
 func (f *verifyFlags) check() error {
 	const hint = "see hallmark verify --help"
 	switch {
