@@ -21,8 +21,12 @@ const (
 	PayloadType   = "application/vnd.in-toto+json"
 )
 
-// MaxSubjects is what verifiers take in one statement.
-const MaxSubjects = 1024
+// Limits of statements.
+const (
+	MaxSubjects      = 1024      // what verifiers take in one statement
+	MaxStatement     = 32 << 20  // bytes of one, so that verifiers take its bundle
+	MaxAllStatements = 128 << 20 // bytes of all of one record: each part repeats the predicate
+)
 
 const timeFormat = "2006-01-02T15:04:05.000000Z"
 
@@ -88,6 +92,7 @@ func write(s *story, facts Facts, all []Subject) ([]Statement, error) {
 	count := (len(all) + MaxSubjects - 1) / MaxSubjects
 	digest := subjectsDigest(all)
 	out := make([]Statement, 0, count)
+	size := 0
 	for i := range count {
 		part := all[i*MaxSubjects : min(len(all), (i+1)*MaxSubjects)]
 		if count > 1 {
@@ -98,6 +103,10 @@ func write(s *story, facts Facts, all []Subject) ([]Statement, error) {
 		})
 		if err != nil {
 			return nil, fmt.Errorf("attest: encode: %w", err)
+		}
+		if size += len(text); len(text) > MaxStatement || size > MaxAllStatements {
+			return nil, &Refusal{TooLarge, -1, fmt.Sprintf("%d outputs with %d inputs make more than a statement of %d MiB, or than %d MiB of them",
+				len(all), len(p.BuildDefinition.ResolvedDependencies), MaxStatement>>20, MaxAllStatements>>20)}
 		}
 		st := Statement{JSON: text, Subjects: part, BuilderID: facts.BuilderID}
 		st.seal = st.sum()

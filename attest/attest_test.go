@@ -569,8 +569,28 @@ func TestManySubjects(t *testing.T) {
 	}
 }
 
+// TestTooLarge has little evidence that makes many statements, and large ones.
+func TestTooLarge(t *testing.T) {
+	value := strings.Repeat("x", 3<<20)
+	var us []record.Upload
+	for i := range 3 {
+		paths := make([]string, 15*attest.MaxSubjects)
+		for k := range paths {
+			paths[k] = fmt.Sprint(k)
+		}
+		us = append(us, attesttest.Upload(fmt.Sprintf("%d.zip", i), "archive", paths...))
+	}
+	job := replace(uploads(us...), func(o *record.Opened) {
+		o.External.Variables = []record.Variable{{Name: "V", Value: &value, Public: true}}
+	})
+	_, err := attest.Statements(entries(t, job), facts("hermetic"))
+	if reason(err) != attest.TooLarge {
+		t.Errorf("46 parts of 3 MiB: %v", err)
+	}
+}
+
 func TestRefusalSecurity(t *testing.T) {
-	for _, r := range []attest.Reason{attest.NoOutputs, attest.UploadsRejected, attest.SystemFailure, attest.NotClosed} {
+	for _, r := range []attest.Reason{attest.NoOutputs, attest.UploadsRejected, attest.SystemFailure, attest.NotClosed, attest.TooLarge} {
 		if (&attest.Refusal{Reason: r}).Security() {
 			t.Errorf("%s is a security failure", r)
 		}

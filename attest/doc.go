@@ -58,7 +58,7 @@
 //
 // A record that contradicts itself is never attested. [check] lists every rule;
 // each is a [Reason] with a test in which it alone fails. A [Refusal] that is
-// not Security means that there is nothing to sign.
+// not Security means that there is nothing to sign, or more than verifiers take.
 //
 // # Trust
 //

@@ -5,12 +5,13 @@ import "fmt"
 // A Reason names the rule that a record breaks.
 type Reason string
 
-// Nothing to sign: the record is in order.
+// Nothing to sign, but the record is in order.
 const (
 	NoOutputs       Reason = "no_outputs"       // nothing was uploaded
 	UploadsRejected Reason = "uploads_rejected" // GitLab took none of the uploads
 	SystemFailure   Reason = "system_failure"   // the host failed, so the job's end is not known
 	NotClosed       Reason = "not_closed"       // more is to come
+	TooLarge        Reason = "too_large"        // statements that no verifier would take
 )
 
 // The record contradicts itself, or what a sandbox can do.
@@ -65,7 +66,7 @@ func (r *Refusal) Error() string {
 // is not known to be harmless does.
 func (r *Refusal) Security() bool {
 	switch r.Reason {
-	case NoOutputs, UploadsRejected, SystemFailure, NotClosed:
+	case NoOutputs, UploadsRejected, SystemFailure, NotClosed, TooLarge:
 		return false
 	}
 	return true
