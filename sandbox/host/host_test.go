@@ -69,6 +69,8 @@ func TestResultsKeepTheFirstFailureThatStands(t *testing.T) {
 		"after_script is ignored": {[]note{{sandbox.BuildScript, "success", 0}, {sandbox.AfterScript, "failed", 1}}, result{"success", 0}},
 		"its sandbox is not":      {[]note{{sandbox.AfterScript, "system_failure", 1}}, result{"system_failure", 1}},
 		"canceled":                {[]note{{sandbox.BuildScript, "canceled", 143}, {sandbox.AfterScript, "success", 0}}, result{"canceled", 143}},
+		"a host's is worse":       {[]note{{sandbox.BuildScript, "failed", 3}, {sandbox.UploadFailure, "system_failure", 1}}, result{"system_failure", 1}},
+		"taken down":              {[]note{{sandbox.BuildScript, "failed", 3}, {"", "system_failure", 0}}, result{"system_failure", 0}},
 		"first one wins":          {[]note{{sandbox.BuildScript, "failed", 3}, {sandbox.UploadFailure, "failed", 1}}, result{"failed", 3}},
 		"upload turns it red":     {[]note{{sandbox.BuildScript, "success", 0}, {sandbox.UploadSuccess, "failed", 1}}, result{"failed", 1}},
 	} {

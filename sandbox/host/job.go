@@ -101,16 +101,21 @@ func (r *results) note(stage sandbox.Stage, outcome string, code int) {
 }
 
 // sum is the first stage's outcome that is no success. The runner ignores how
-// after_script ends, unless it was the sandbox that failed.
+// after_script ends. A failure of the sandbox comes before all others: what
+// the authority signs of a script that failed, it never signs of a host that did.
 func (r *results) sum() result {
+	sum := result{outcome: "success"}
 	for _, stage := range r.stages {
 		res := r.last[stage]
-		if res.outcome == "success" || stage == sandbox.AfterScript && res.outcome == "failed" {
-			continue
+		switch {
+		case res.outcome == "system_failure":
+			return res
+		case sum.outcome != "success", stage == sandbox.AfterScript && res.outcome == "failed":
+		default:
+			sum = res
 		}
-		return res
 	}
-	return result{outcome: "success"}
+	return sum
 }
 
 // recorder is the job's record as the border sees it: every entry passes the
