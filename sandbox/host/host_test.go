@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -83,6 +84,31 @@ func TestResultsKeepTheFirstFailureThatStands(t *testing.T) {
 				t.Errorf("sum = %+v, want %+v", got, tc.want)
 			}
 		})
+	}
+}
+
+func TestCanceledStageIsNobodysSuccess(t *testing.T) {
+	asked, cancel := context.WithCancelCause(t.Context())
+	cancel(errCanceled)
+	down, cancel := context.WithCancelCause(t.Context())
+	cancel(errTakenDown)
+	for name, tc := range map[string]struct {
+		ctx  context.Context
+		exit int
+		err  error
+		want int
+		ours bool // the failure
+	}{
+		"never begun, or trapped": {asked, 0, errCanceled, 143, false},
+		"ended by the signal":     {asked, 137, errCanceled, 137, false},
+		"over before":             {asked, 0, nil, 0, false},
+		"broken besides":          {asked, 0, errors.New("no"), 0, true},
+		"taken down":              {down, 0, errTakenDown, 0, true},
+	} {
+		exit, err := asAsked(tc.ctx, sandbox.Exit{Code: tc.exit}, tc.err)
+		if exit.Code != tc.want || (err != nil) != tc.ours {
+			t.Errorf("%s: code %d, %v; want %d, error %v", name, exit.Code, err, tc.want, tc.ours)
+		}
 	}
 }
 

@@ -162,9 +162,7 @@ func (h *Host) script(ctx context.Context, j *job, stage sandbox.Stage, script [
 	}
 	j.border.Begin(role, stage)
 	exit, runErr := j.container(role).Run(ctx, h.process(j, stage, stdin, output))
-	if canceled(ctx) && errors.Is(runErr, errCanceled) {
-		runErr = nil // the stage has ended as it was asked to: no failure of ours
-	}
+	exit, runErr = asAsked(ctx, exit, runErr)
 	endErr := j.border.End(role)
 	ended := record.Ended{Stage: string(stage), Role: string(role), ExitCode: exit.Code, DurationMS: exit.Duration.Milliseconds()}
 	ended.Outcome, ended.Detail = outcome(ctx, exit, runErr, endErr)
@@ -182,6 +180,18 @@ func (j *job) held(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience+5*time.Second)
 	defer cancel()
 	return j.pump.acknowledged(ctx)
+}
+
+// asAsked takes a stage that the runner had us end for no failure of ours, and
+// for no success of its own: it may have never begun, or have trapped the signal.
+func asAsked(ctx context.Context, exit sandbox.Exit, err error) (sandbox.Exit, error) {
+	if !canceled(ctx) || !errors.Is(err, errCanceled) {
+		return exit, err
+	}
+	if exit.Code == 0 {
+		exit.Code = 128 + int(unix.SIGTERM)
+	}
+	return exit, nil
 }
 
 // canceled reports whether the runner asked for the end, not we ourselves.
