@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -354,7 +355,7 @@ func (j *content) inputs() Check {
 		}
 		if !allowed {
 			refused++
-			f.add("%s  %s", dep.URI, anyDigest(dep.Digest))
+			f.add("%s  %s", cmp.Or(dep.DownloadLocation, dep.URI), anyDigest(dep.Digest))
 		}
 	}
 	switch {
@@ -378,10 +379,9 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// input says which host an input came from and whether that is allowed. What
-// has no host that we can tell is allowed only where every host is.
+// input says which host an input came from and whether that is allowed, and so
+// the host that redirects led to.
 func (j *content) input(dep resourceText) (host string, allowed bool) {
-	anyHost := j.pol.AllowedInputHosts == nil
 	switch {
 	case strings.HasPrefix(dep.URI, imagePrefix):
 		return "", true // images has judged it
@@ -390,9 +390,20 @@ func (j *content) input(dep resourceText) (host string, allowed bool) {
 	case dep.URI == j.sourceURI():
 		return "", true // likewise
 	}
-	u, err := url.Parse(strings.TrimPrefix(dep.URI, "git+"))
+	host, allowed = j.origin(dep.URI)
+	if dep.DownloadLocation != "" {
+		_, led := j.origin(dep.DownloadLocation)
+		allowed = allowed && led
+	}
+	return host, allowed
+}
+
+// origin judges one address. What has no host that we can tell is allowed only
+// where every host is.
+func (j *content) origin(address string) (host string, allowed bool) {
+	u, err := url.Parse(strings.TrimPrefix(address, "git+"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
-		return "", anyHost
+		return "", j.pol.AllowedInputHosts == nil
 	}
 	return u.Host, j.pol.MatchInput(u)
 }

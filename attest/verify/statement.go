@@ -56,9 +56,10 @@ type internalText struct {
 }
 
 type resourceText struct {
-	Name   string            `json:"name"`
-	URI    string            `json:"uri"`
-	Digest map[string]string `json:"digest"`
+	Name             string            `json:"name"`
+	URI              string            `json:"uri"`
+	Digest           map[string]string `json:"digest"`
+	DownloadLocation string            `json:"downloadLocation"`
 }
 
 type runText struct {

@@ -433,6 +433,7 @@ func TestEachCheckFailsAlone(t *testing.T) {
 		{name: "input with a user", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: dep(2, "https://proxy.example.com@evil.example/", "uri")},
 		{name: "input on another port", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: dep(2, "https://proxy.example.com:8443/mod.zip", "uri")},
 		{name: "git input from elsewhere", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: dep(2, "git+https://evil.example/x.git", "uri")},
+		{name: "input redirected elsewhere", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: dep(2, "https://evil.example/mod.zip", "downloadLocation")},
 		{name: "input without a digest", check: "inputs", detail: "1 of 3 have no usable digest", edit: dep(2, map[string]any{}, "digest")},
 		{name: "input with an upper-case digest", check: "inputs", detail: "1 of 3 have no usable digest", edit: dep(2, map[string]any{"sha256": strings.Repeat("A", 64)}, "digest")},
 
