@@ -173,10 +173,10 @@ func (d *daemon) run() error {
 		d.follow(pr)
 	}()
 	err = cmd.Wait()
-	d.ended()
 	// A shim may have the pipe's other end still; what it says is not awaited.
 	pr.SetReadDeadline(time.Now().Add(time.Second))
 	<-read
+	d.ended() // only now: whoever waits wants to know the last words
 	return err
 }
 
