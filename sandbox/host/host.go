@@ -213,7 +213,7 @@ func (h *Host) call(ctx context.Context, conn *executor.Conn) (reply executor.Re
 		case <-done:
 		}
 	}()
-	out := joblog.New(conn.Files().Log)
+	out := joblog.New(&jobLog{file: conn.Files().Log, patience: logPatience})
 	switch req.Call {
 	case executor.CallPrepare:
 		return reportTo(log, h.prepare(ctx, conn, out))
