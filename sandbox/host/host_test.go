@@ -3,9 +3,12 @@ package host
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -222,6 +225,37 @@ func TestRunnerThatDiesIsNoticed(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+func TestReaperIsHeldUpByNoJob(t *testing.T) {
+	h := &Host{log: slog.New(slog.DiscardHandler), jobs: map[string]*job{}}
+	dir := t.TempDir()
+	for _, session := range []string{"busy", "idle"} {
+		j := &job{session: session, payload: &executor.Job{}, started: time.Now(), dir: filepath.Join(dir, session), tempDir: filepath.Join(dir, "dropped")}
+		j.life, j.stop = context.WithCancel(t.Context())
+		h.jobs[session] = j
+	}
+	busy, idle := h.jobs["busy"], h.jobs["idle"]
+	busy.mu.Lock() // by a call that does not end
+	var wg sync.WaitGroup
+	for range 3 {
+		h.takeAbandoned(time.Now(), &wg)
+	}
+	for !isGone(idle) {
+		time.Sleep(time.Millisecond)
+	}
+	<-busy.life.Done() // it was told to stop
+	busy.mu.Unlock()
+	wg.Wait()
+	if len(h.all()) != 0 {
+		t.Error("a job is left")
+	}
+}
+
+func isGone(j *job) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.gone
 }
 
 func TestBlocksAreBoundedAndCounted(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"hallmark.build/executor"
@@ -30,6 +31,8 @@ type job struct {
 	// for a stage that the runner has given up.
 	stop context.CancelFunc
 	life context.Context
+
+	reaped atomic.Bool // the reaper is at it
 
 	mu         sync.Mutex // held by the one call that is at work
 	opened     Opened

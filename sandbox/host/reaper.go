@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +17,8 @@ const reapEvery = 2 * time.Second
 
 // reap takes down jobs whose runner is gone, until ctx ends.
 func (h *Host) reap(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	tick := time.NewTicker(reapEvery)
 	defer tick.Stop()
 	for {
@@ -23,12 +26,23 @@ func (h *Host) reap(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			for _, j := range h.all() {
-				if why := j.abandoned(now); why != nil {
-					h.abandon(j, why)
-				}
-			}
+			h.takeAbandoned(now, &wg)
 		}
+	}
+}
+
+// takeAbandoned takes down each abandoned job in a goroutine of its own: one
+// that takes its time, or whose call does not end, holds up no other.
+func (h *Host) takeAbandoned(now time.Time, wg *sync.WaitGroup) {
+	for _, j := range h.all() {
+		why := j.abandoned(now)
+		if why == nil || !j.reaped.CompareAndSwap(false, true) {
+			continue
+		}
+		wg.Go(func() {
+			defer j.reaped.Store(false)
+			h.abandon(j, why)
+		})
 	}
 }
 

@@ -115,11 +115,14 @@ func (h *Host) teardownAll() {
 
 // abandon takes down a job that the runner did not clean up.
 func (h *Host) abandon(j *job, why error) {
-	log := j.logger(h.log)
-	log.Warn("job abandoned", "reason", why.Error())
 	j.stop()
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.gone {
+		return
+	}
+	log := j.logger(h.log)
+	log.Warn("job abandoned", "reason", why.Error())
 	j.results.note("", "system_failure", 0)
 	h.finish(j, log)
 	if err := h.teardown(j); err != nil {
