@@ -126,15 +126,13 @@ func (a *Authority) differs(at *store.Attempt, o *record.Opened) string {
 		{"ref", j.Ref, o.Job.Ref},
 		{"ref type", refType, o.Job.RefType},
 		{"commit", j.SHA, o.Job.SHA},
+		{"project", j.Project, o.Job.Project},
 	} {
 		if f.want != f.have {
 			return f.name
 		}
 	}
-	if j.Project != "" && o.Job.Project != j.Project {
-		return "project"
-	}
-	if !a.sourceOf(at, o.Job.SourceURI, o.Job.Project) {
+	if !a.sourceOf(at, o.Job.SourceURI) {
 		return "source"
 	}
 	return ""
@@ -142,8 +140,8 @@ func (a *Authority) differs(at *store.Attempt, o *record.Opened) string {
 
 // sourceOf reports whether uri is where GitLab serves the project's repository:
 // nothing that GitLab answers holds that address whole, but its host is
-// GitLab's and its path ends in the project's.
-func (a *Authority) sourceOf(at *store.Attempt, uri, project string) bool {
+// GitLab's, by the name that we or that people use, and its path is the project's.
+func (a *Authority) sourceOf(at *store.Attempt, uri string) bool {
 	u, err := url.Parse(uri)
 	if err != nil || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return false
@@ -152,8 +150,8 @@ func (a *Authority) sourceOf(at *store.Attempt, uri, project string) bool {
 		return false
 	}
 	host := u.Hostname()
-	if host == "" || !strings.EqualFold(host, a.cfg.GitLabHost) && !strings.EqualFold(host, at.Job.Host) {
+	if host == "" || !strings.EqualFold(host, a.gitlab.Hostname()) && !strings.EqualFold(host, at.Job.Host) {
 		return false
 	}
-	return project != "" && strings.HasSuffix(strings.TrimSuffix(u.Path, ".git"), "/"+project)
+	return at.Job.Project != "" && strings.TrimSuffix(u.EscapedPath(), ".git") == strings.TrimSuffix(a.gitlab.Path, "/")+"/"+at.Job.Project
 }

@@ -46,6 +46,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -85,8 +86,7 @@ type Config struct {
 	Store      *store.Store
 	Signer     Signer
 	GitLab     GitLab
-	GitLabURL  string // goes into statements
-	GitLabHost string // host name of sources, beside the one in jobs' web addresses
+	GitLabURL  string // goes into statements; sources lie below it, or below jobs' own host
 	BuilderURI string // builder ids are this, a slash, and the profile
 	PublicURL  string // for links; may be empty
 	Version    string // of the authority
@@ -99,6 +99,7 @@ type Config struct {
 type Authority struct {
 	authoritypb.UnimplementedAuthorityServer
 	cfg       Config
+	gitlab    *url.URL
 	maxRecord int64
 
 	mu   sync.Mutex
@@ -116,11 +117,15 @@ func New(cfg Config) (*Authority, error) {
 	case len(cfg.Secret) != secretLength:
 		return nil, fmt.Errorf("authority: secret must have %d bytes", secretLength)
 	}
+	base, err := url.Parse(cfg.GitLabURL)
+	if err != nil || base.Host == "" {
+		return nil, errors.New("authority: gitlab url must be absolute")
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	cfg.PublicURL = strings.TrimSuffix(cfg.PublicURL, "/")
-	return &Authority{cfg: cfg, maxRecord: MaxRecord, jobs: map[int64]*jobLock{}, live: map[string]*live{}}, nil
+	return &Authority{cfg: cfg, gitlab: base, maxRecord: MaxRecord, jobs: map[int64]*jobLock{}, live: map[string]*live{}}, nil
 }
 
 func (a *Authority) now() time.Time { return a.cfg.Now().UTC() }

@@ -105,7 +105,7 @@ func (w *world) start() {
 	}
 	w.store, w.signer = st, &countingSigner{Signer: signer}
 	w.a, err = authority.New(authority.Config{
-		Store: st, Signer: w.signer, GitLab: w.gitlab, GitLabURL: "https://gitlab.internal", GitLabHost: "gitlab.internal",
+		Store: st, Signer: w.signer, GitLab: w.gitlab, GitLabURL: "https://gitlab.internal",
 		BuilderURI: "https://ci.example.com/hallmark", PublicURL: "https://ci.example.com/", Version: "0.1.0",
 		Secret: secret, Now: func() time.Time { return w.now }, Log: slog.New(slog.NewTextHandler(&lockedWriter{b: w.log}, nil)),
 	})
@@ -531,7 +531,9 @@ func TestSources(t *testing.T) {
 		"https://gitlab.example.com/group/project.git":       true,
 		"https://gitlab.example.com/group/project":           true,
 		"https://GitLab.example.com/group/project.git":       true,
-		"http://gitlab.internal:8080/root/group/project.git": true,
+		"http://gitlab.internal:8080/group/project.git":      true,
+		"https://gitlab.example.com/of/group/project.git":    false,
+		"https://gitlab.example.com/group%2fproject.git":     false,
 		"https://gitlab.example.com/evilgroup/project.git":   false,
 		"https://gitlab.example.com/group/project.git.git":   false,
 		"https://gitlab.example.com/group/project/x.git":     false,
@@ -830,7 +832,8 @@ func TestTidy(t *testing.T) {
 func TestConfig(t *testing.T) {
 	w := newWorld(t)
 	good := authority.Config{
-		Store: w.store, Signer: w.signer, GitLab: w.gitlab, BuilderURI: "https://ci", Secret: make([]byte, 32), Log: slog.New(slog.DiscardHandler),
+		Store: w.store, Signer: w.signer, GitLab: w.gitlab, GitLabURL: "https://gitlab.internal",
+		BuilderURI: "https://ci", Secret: make([]byte, 32), Log: slog.New(slog.DiscardHandler),
 	}
 	if _, err := authority.New(good); err != nil {
 		t.Fatal(err)
@@ -840,6 +843,7 @@ func TestConfig(t *testing.T) {
 		"signer":  func(c *authority.Config) { c.Signer = nil },
 		"gitlab":  func(c *authority.Config) { c.GitLab = nil },
 		"log":     func(c *authority.Config) { c.Log = nil },
+		"url":     func(c *authority.Config) { c.GitLabURL = "" },
 		"builder": func(c *authority.Config) { c.BuilderURI = "" },
 		"slash":   func(c *authority.Config) { c.BuilderURI += "/" },
 		"secret":  func(c *authority.Config) { c.Secret = nil },

@@ -9,5 +9,5 @@ func Agrees(body []byte, want Facts) (Confirmed, error) {
 	if d := compare(want, have); d != nil {
 		return Confirmed{}, d
 	}
-	return confirmed(have.WebURL, "", want.ID), nil
+	return confirmed(have.WebURL, "", want.ID)
 }

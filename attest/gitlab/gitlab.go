@@ -48,7 +48,7 @@ type Facts struct {
 }
 
 // Confirmed is what GitLab adds to the facts that it confirmed, both from the
-// job's web address and empty if GitLab gave none.
+// job's web address.
 type Confirmed struct {
 	Project string // full path
 	Host    string // name by which people reach this GitLab
@@ -134,7 +134,7 @@ func (c *Client) Check(ctx context.Context, token string, want Facts) (Confirmed
 	if d := compare(want, have); d != nil {
 		return Confirmed{}, d
 	}
-	return confirmed(have.WebURL, c.base.Path, want.ID), nil
+	return confirmed(have.WebURL, c.base.Path, want.ID)
 }
 
 func (c *Client) ask(ctx context.Context, token string) (answer, error) {
@@ -212,15 +212,16 @@ func short(s string) string {
 
 // confirmed reads a job's web address, https://host/root/group/project/-/jobs/1,
 // where root is the path of GitLab itself.
-func confirmed(webURL, root string, id int64) Confirmed {
+func confirmed(webURL, root string, id int64) (Confirmed, error) {
+	unknown := fmt.Errorf("gitlab: the job's web address %q names no project below %q", short(webURL), root+"/")
 	u, err := url.Parse(webURL)
 	if err != nil {
-		return Confirmed{}
+		return Confirmed{}, unknown
 	}
 	rest, ok := strings.CutPrefix(u.Path, strings.TrimSuffix(root, "/")+"/")
 	project, isJob := strings.CutSuffix(rest, "/-/jobs/"+strconv.FormatInt(id, 10))
-	if !ok || !isJob {
-		return Confirmed{}
+	if !ok || !isJob || project == "" {
+		return Confirmed{}, unknown
 	}
-	return Confirmed{Project: project, Host: u.Hostname()}
+	return Confirmed{Project: project, Host: u.Hostname()}, nil
 }

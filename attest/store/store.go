@@ -84,8 +84,8 @@ type Job struct {
 	Name       string `json:"name"`
 	Stage      string `json:"stage"`
 	ProjectID  int64  `json:"project_id"`
-	Project    string `json:"project,omitempty"` // full path; empty if GitLab gave none
-	Host       string `json:"host,omitempty"`    // by which people reach GitLab; likewise
+	Project    string `json:"project,omitempty"` // full path
+	Host       string `json:"host,omitempty"`    // by which people reach GitLab
 	PipelineID int64  `json:"pipeline_id"`
 	UserID     int64  `json:"user_id"`
 	Ref        string `json:"ref"`

@@ -112,8 +112,7 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	defer st.Close()
 	a, err := authority.New(authority.Config{
 		Store: st, Signer: signer, GitLab: asker,
-		GitLabURL: cfg.GitLabURL.String(), GitLabHost: cfg.GitLabURL.Hostname(),
-		BuilderURI: cfg.BuilderURI, PublicURL: cfg.PublicURL, Version: version, Secret: secret, Log: log,
+		GitLabURL: cfg.GitLabURL.String(), BuilderURI: cfg.BuilderURI, PublicURL: cfg.PublicURL, Version: version, Secret: secret, Log: log,
 	})
 	if err != nil {
 		return err
