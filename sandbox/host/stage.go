@@ -93,6 +93,7 @@ func (h *Host) stage(ctx context.Context, j *job, stage sandbox.Stage, files exe
 	if err != nil {
 		return sandbox.Exit{}, err
 	}
+	j.forget(stage)
 	exit, err := h.script(ctx, j, stage, standIn(script, j.border.CA()), files.Log)
 	j.reportBlocks(out)
 	if err != nil {
@@ -122,6 +123,14 @@ func (j *job) allows(stage sandbox.Stage) error {
 		return fmt.Errorf("stage %s: the source was not verified", stage)
 	}
 	return nil
+}
+
+// forget gives up what was known of the source before a stage that changes it:
+// the runner may try again what had succeeded.
+func (j *job) forget(stage sandbox.Stage) {
+	if stage == sandbox.GetSources || stage == sandbox.ClearWorktree {
+		j.sourced = false
+	}
 }
 
 // seal ends everything of the tenant's and makes the work tree unchangeable.
