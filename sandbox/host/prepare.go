@@ -57,12 +57,12 @@ func (h *Host) prepare(ctx context.Context, conn *executor.Conn, out *joblog.Log
 		j.tempDir = req.TempDir
 	}
 	j.life, j.stop = context.WithCancel(context.WithoutCancel(ctx))
+	j.mu.Lock() // before anyone can find it half-built
+	defer j.mu.Unlock()
 	if err := h.adopt(j); err != nil {
 		j.runner.close()
 		return err
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	ctx, cancel := j.bound(ctx)
 	defer cancel()
 	if err := h.build(ctx, j, req, out); err != nil {
@@ -343,11 +343,14 @@ func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) er
 		sandbox.Build:  h.spec(j, sandbox.Build, build.Reference, mounts),
 		sandbox.Helper: h.spec(j, sandbox.Helper, helper.Reference, append(mounts, sandbox.Mount{Source: h.cfg.GitLabRunner, Target: "/usr/local/bin/gitlab-runner", ReadOnly: true})),
 	}
-	g, gctx := errgroup.WithContext(ctx)
 	for role, spec := range specs {
 		if spec.NetNS, err = j.border.Namespace(role); err != nil {
 			return fmt.Errorf("border: %w", err)
 		}
+		specs[role] = spec
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for role, spec := range specs {
 		g.Go(func() error {
 			c, err := h.runtime.Create(gctx, spec)
 			if err != nil {
