@@ -115,6 +115,63 @@ func TestCanceledStageIsNobodysSuccess(t *testing.T) {
 	}
 }
 
+func TestSourceIsVerifiedAnewAfterAnotherTry(t *testing.T) {
+	for stage, want := range map[sandbox.Stage]bool{
+		sandbox.GetSources: false, sandbox.ClearWorktree: false,
+		sandbox.RestoreCache: true, sandbox.DownloadArtifacts: true, sandbox.BuildScript: true,
+	} {
+		j := &job{sourced: true}
+		j.forget(stage)
+		if err := j.allows(sandbox.BuildScript); (err == nil) != want {
+			t.Errorf("script after %s: %v, want allowed %v", stage, err, want)
+		}
+	}
+}
+
+// stubborn is a container that Delete removes only at the second try.
+type stubborn struct{ tries int }
+
+func (*stubborn) Run(context.Context, sandbox.Process) (sandbox.Exit, error) {
+	return sandbox.Exit{}, nil
+}
+
+func (*stubborn) Kill(context.Context) error { return nil }
+
+func (s *stubborn) Delete(context.Context) error {
+	if s.tries++; s.tries == 1 {
+		return errors.New("busy")
+	}
+	return nil
+}
+
+func TestContainerThatStaysKeepsWhatItUses(t *testing.T) {
+	h := &Host{log: slog.New(slog.DiscardHandler), ids: newIDPool(1_000_000, 1), jobs: map[string]*job{}}
+	j := &job{session: "s", payload: &executor.Job{}, dir: t.TempDir()}
+	j.life, j.stop = context.WithCancel(t.Context())
+	var err error
+	if j.ids, err = h.ids.take(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.adopt(j); err != nil {
+		t.Fatal(err)
+	}
+	j.keep(sandbox.Build, &stubborn{})
+	if err := h.teardown(j); err == nil {
+		t.Error("teardown without the container gone")
+	}
+	_, taken := h.ids.take()
+	if !exists(j.dir) || taken == nil || len(h.all()) != 1 {
+		t.Errorf("files there: %v, ids free: %v, jobs: %d", exists(j.dir), taken == nil, len(h.all()))
+	}
+	if err := h.teardown(j); err != nil {
+		t.Error(err)
+	}
+	_, taken = h.ids.take()
+	if exists(j.dir) || taken != nil || len(h.all()) != 0 {
+		t.Errorf("afterwards files there: %v, ids free: %v, jobs: %d", exists(j.dir), taken == nil, len(h.all()))
+	}
+}
+
 func TestIDRangesAreDisjointAndComeBack(t *testing.T) {
 	p := newIDPool(1_000_000, 2)
 	a, errA := p.take()

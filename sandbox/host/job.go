@@ -10,7 +10,6 @@ import (
 
 	"hallmark.build/executor"
 	"hallmark.build/sandbox"
-	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/egress"
 	"hallmark.build/sandbox/record"
 	"hallmark.build/sandbox/workspace"
@@ -59,22 +58,30 @@ type job struct {
 	inputs     inputCount
 }
 
+// A container is one that package containerd made; see there for what its
+// methods promise.
+type container interface {
+	Run(ctx context.Context, p sandbox.Process) (sandbox.Exit, error)
+	Kill(ctx context.Context) error
+	Delete(ctx context.Context) error
+}
+
 // containers are the attempt's, by role; both are made at once.
 type containers struct {
 	mu     sync.Mutex
-	byRole map[sandbox.Role]*containerd.Container
+	byRole map[sandbox.Role]container
 }
 
-func (j *job) keep(role sandbox.Role, c *containerd.Container) {
+func (j *job) keep(role sandbox.Role, c container) {
 	j.containers.mu.Lock()
 	defer j.containers.mu.Unlock()
 	if j.containers.byRole == nil {
-		j.containers.byRole = map[sandbox.Role]*containerd.Container{}
+		j.containers.byRole = map[sandbox.Role]container{}
 	}
 	j.containers.byRole[role] = c
 }
 
-func (j *job) container(role sandbox.Role) *containerd.Container {
+func (j *job) container(role sandbox.Role) container {
 	j.containers.mu.Lock()
 	defer j.containers.mu.Unlock()
 	return j.containers.byRole[role]

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"hallmark.build/sandbox"
-	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/record"
 	"hallmark.build/sandbox/workspace"
 )
@@ -41,15 +40,12 @@ func (h *Host) teardown(j *job) error {
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTimeout)
 	defer cancel()
 	j.stop()
-	errs := []error{h.deleteContainers(ctx, j)}
-	if j.border != nil {
-		errs = append(errs, j.border.Close())
+	// A container that does not go keeps its network, files and ids: nothing is
+	// taken from under processes that may live.
+	if err := h.deleteContainers(ctx, j); err != nil {
+		return fmt.Errorf("teardown: %w", err)
 	}
-	if j.space != nil {
-		errs = append(errs, j.space.Close())
-	}
-	errs = append(errs, os.RemoveAll(j.dir), j.release())
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(j.closeBorder(), j.removeFiles(), j.release()); err != nil {
 		return fmt.Errorf("teardown: %w", err)
 	}
 	j.gone = true
@@ -86,7 +82,25 @@ func (h *Host) deleteContainers(ctx context.Context, j *job) error {
 	return errors.Join(errs...)
 }
 
-func removeContainer(ctx context.Context, c *containerd.Container) error {
+func (j *job) closeBorder() error {
+	if j.border == nil {
+		return nil
+	}
+	return j.border.Close()
+}
+
+// removeFiles leaves the directory alone while the workspace is in it: only
+// package workspace is safe against what a tenant can nest.
+func (j *job) removeFiles() error {
+	if j.space != nil {
+		if err := j.space.Close(); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(j.dir)
+}
+
+func removeContainer(ctx context.Context, c container) error {
 	return errors.Join(c.Kill(ctx), c.Delete(ctx))
 }
 
