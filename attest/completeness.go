@@ -9,7 +9,7 @@ const (
 
 // Completeness says, per class of input, why no other input can exist.
 type Completeness struct {
-	// Sources are the work tree's files when tenant code started.
+	// Sources are the work tree's files when get_sources had ended.
 	Sources string `json:"sources"`
 	// Images are what the containers' root file systems were made from.
 	Images string `json:"images"`

@@ -20,9 +20,10 @@
 //	hallmark_source          what the comparison of workspace and commit found
 //	hallmark_part            only where subjects fill several statements
 //
-// Extensions stand inside the predicate and can be ignored without harm: none
-// of them is needed to notice that something is amiss. A workspace that
-// differed from its commit, say, has no gitCommit among the dependencies at all.
+// Extensions stand inside the predicate and only take trust away: without them
+// nothing in the statement is untrue. A workspace that differed from its commit,
+// say, has no gitCommit among the dependencies at all. But only hallmark_result
+// says that a job failed, and whoever ignores it takes outputs of failed jobs.
 //
 // # Subjects
 //
@@ -39,12 +40,13 @@
 // Each exchange of which a body crossed the border is a dependency, whatever
 // its status and however it ended: one for each combination of URL, digest and
 // the location that redirects led to, with the stages and roles that asked. Two
-// kinds are counted and hashed as byproducts instead: git's protocol with the job's own repository during get_sources, if the
-// workspace was then found equal to the commit (the commit stands for it: the
-// packs are made anew for each clone), and exchanges that brought no byte of a
-// body (HEAD, not modified, no answer). A byproduct that stands for entries has
-// as digest the SHA-256 of their record lines, each with its
-// newline.
+// kinds are counted and hashed as byproducts instead: git's protocol with the
+// job's own repository during get_sources, if the workspace was then found equal
+// to the commit (packs are made anew for each clone; the commit stands for the
+// work tree, not for what else of the repository lies in .git), and exchanges
+// that brought no byte of a body (HEAD, not modified, no answer). Headers are not
+// hashed. A byproduct that stands for entries has as digest the SHA-256 of their
+// record lines, each with its newline.
 //
 // # Completeness
 //

@@ -34,13 +34,17 @@ hosts that run them; jobs are isolated from each other and leave nothing behind.
 
 Completeness. externalParameters hold everything that a tenant controls.
 resolvedDependencies hold the source if the work tree was found equal to the
-commit, images by digest, and each exchange that the border let in.
+commit, images by digest, and each other exchange of which a body crossed the
+border. What git fetched of the job's own repository is a byproduct.
 {network}
 A work tree that differs from its commit makes "sources" only "declared", and
 the commit is not listed.
 
 Not verified. Values of variables, names and paths are the tenant's. The pipeline
-source and the runner's version are claims. That the job's script is the one in
+source, the runner's version and whether a ref is protected are claims, the last
+of the job's payload. The .git directory is not compared with the commit: a job
+can read other commits of its own repository there. Headers of answers are not
+hashed. That the job's script is the one in
 the repository at the commit is not checked: GitLab evaluates it. A host that
 was compromised before the job started can lie about what it saw from then on.
 
