@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -151,8 +152,17 @@ func (p *period) admit(c net.Conn, serve func(*period, net.Conn)) {
 			delete(p.conns, c)
 			p.mu.Unlock()
 		}()
+		defer p.recovered()
 		serve(p, c)
 	}()
+}
+
+// recovered keeps a panic over one client's bytes to its own job, which fails.
+func (p *period) recovered() {
+	if v := recover(); v != nil {
+		p.side.b.cfg.Log.Error("panic", "value", v, "stack", string(debug.Stack()))
+		p.fail(errors.New("border: internal error"))
+	}
 }
 
 // end closes the period's connections, waits for their handlers, and records
