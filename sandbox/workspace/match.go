@@ -26,7 +26,8 @@ import (
 
 // Bounds on the search for the file that a raw artifact is.
 const (
-	maxCandidates = 4096 // files of the same size
+	maxCandidates = 4096     // files of the same size
+	maxCompared   = 64 << 30 // bytes of them, beyond the first
 	compareBuffer = 64 << 10
 )
 
@@ -41,7 +42,7 @@ func (w *Workspace) Match(ctx context.Context, file *os.File, size int64, format
 		return nil, err
 	}
 	defer project.Close()
-	m := matcher{project: int(project.Fd())}
+	m := matcher{project: int(project.Fd()), compared: maxCompared}
 	spooled := hostReader{file}
 	var out []record.UploadEntry
 	switch format {
@@ -111,7 +112,10 @@ func (w *Workspace) sealedProject() (*os.File, error) {
 }
 
 // A matcher compares artifacts with the project directory.
-type matcher struct{ project int }
+type matcher struct {
+	project  int
+	compared int64 // bytes of the sealed files that a raw artifact may be, beyond the first
+}
 
 func (m matcher) zip(ctx context.Context, file io.ReaderAt, size int64) ([]record.UploadEntry, error) {
 	members, err := readLayout(file, size)
@@ -408,7 +412,14 @@ func (m matcher) raw(ctx context.Context, file io.ReaderAt, size int64, fileName
 	slices.SortFunc(candidates, func(a, b string) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
 	})
-	for _, rel := range candidates {
+	for i, rel := range candidates {
+		// They may all differ in their last byte alone.
+		if int64(i) > m.compared/max(size, 1) {
+			return nil, &sandbox.UserError{
+				Err:  fmt.Errorf("raw: %d sealed files of its size do not equal it, and no more are compared", i),
+				Hint: "name the file as the artifact is named, or upload it in an archive",
+			}
+		}
 		e, err := m.same(ctx, rel, io.NewSectionReader(file, 0, size), size)
 		var host *hostError
 		if errors.As(err, &host) || ctx.Err() != nil {

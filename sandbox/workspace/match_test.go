@@ -646,6 +646,33 @@ func TestMatchRaw(t *testing.T) {
 	}
 }
 
+func TestMatchRawIsNoEndlessWork(t *testing.T) {
+	w := sealed(t, func(t testing.TB, project string) {
+		for i := range 8 {
+			mustWrite(t, fmt.Sprintf("%s/%d", project, i), fmt.Sprintf("the same until %d", i))
+		}
+	})
+	project, err := w.sealedProject()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer project.Close()
+	content := "the same until 5"
+	size := int64(len(content))
+	for candidates, want := range map[int64]bool{4: false, 5: true} {
+		m := matcher{project: int(project.Fd()), compared: candidates * size}
+		_, err := m.raw(t.Context(), strings.NewReader(content), size, "report")
+		var user *sandbox.UserError
+		if (err == nil) != want || err != nil && !errors.As(err, &user) {
+			t.Errorf("%d files compared: %v", candidates, err)
+		}
+	}
+	m := matcher{project: int(project.Fd())}
+	if _, err := m.raw(t.Context(), strings.NewReader(content), size, "5"); err != nil {
+		t.Errorf("the file that has the artifact's name: %v", err)
+	}
+}
+
 func TestMatchNeedsASeal(t *testing.T) {
 	w := newWorkspace(t)
 	simpleTreeIn := w.host(projectDir)
