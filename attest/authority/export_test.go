@@ -23,3 +23,6 @@ func Parse(path, builders string) (kind int, value string) {
 
 // SetMaxRecord spares tests writing MaxRecord bytes.
 func (a *Authority) SetMaxRecord(n int64) { a.maxRecord = n }
+
+// MaxConnections is maxConnections.
+const MaxConnections = maxConnections

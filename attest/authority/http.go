@@ -5,11 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/net/netutil"
 
 	"hallmark.build/attest"
 	"hallmark.build/attest/store"
@@ -17,10 +21,11 @@ import (
 
 // Limits of what readers get.
 const (
-	maxFound     = 100      // bundles in one answer
-	maxFoundSize = 32 << 20 // bytes of bundles in one answer
-	maxReaders   = 64       // requests at a time
-	maxPath      = 2048     // bytes
+	maxFound       = 100     // bundles in one answer
+	maxFoundSize   = 8 << 20 // bytes of bundles in one answer, which is made in memory
+	maxReaders     = 64      // requests at a time
+	maxConnections = 256     // so that readers cannot take the descriptors that signing needs
+	maxPath        = 2048    // bytes
 )
 
 // A page is what a path names.
@@ -152,6 +157,15 @@ func (a *Authority) HTTP() http.Handler {
 	})
 }
 
+// ListenHTTP opens the port for readers, to so many of them at a time.
+func ListenHTTP(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("http: %w", err)
+	}
+	return netutil.LimitListener(l, maxConnections), nil
+}
+
 // NewHTTPServer is the handler with bounds on time and headers.
 func NewHTTPServer(h http.Handler) *http.Server {
 	return &http.Server{
@@ -159,7 +173,7 @@ func NewHTTPServer(h http.Handler) *http.Server {
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      2 * time.Minute,
-		IdleTimeout:       time.Minute,
+		IdleTimeout:       15 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 	}
 }

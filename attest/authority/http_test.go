@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"hallmark.build/attest/attesttest"
@@ -231,4 +233,51 @@ func FuzzPath(f *testing.F) {
 			t.Errorf("%q: value %q is not in it", path, value)
 		}
 	})
+}
+
+// TestConnectionsAreBounded has one reader more than there is room for: it must
+// wait until another goes.
+func TestConnectionsAreBounded(t *testing.T) {
+	l, err := authority.ListenHTTP("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dial := func() { // the kernel's queue has room for all
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	accept := func() net.Conn {
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	dial()
+	first := accept()
+	for range authority.MaxConnections - 1 {
+		dial()
+		accept()
+	}
+	dial()
+	var room atomic.Bool
+	next := make(chan bool)
+	go func() {
+		c, err := l.Accept()
+		next <- err == nil && room.Load()
+		c.Close()
+	}()
+	for range 20 { // time enough for a listener that does not wait
+		dial()
+	}
+	room.Store(true)
+	first.Close()
+	if !<-next {
+		t.Errorf("more than %d connections at a time", authority.MaxConnections)
+	}
 }

@@ -126,9 +126,9 @@ func listen(ctx context.Context, cfg config.Attestd, a *authority.Authority, hos
 		return err
 	}
 	defer socket.Close()
-	readers, err := net.Listen("tcp", cfg.HTTP)
+	readers, err := authority.ListenHTTP(cfg.HTTP)
 	if err != nil {
-		return fmt.Errorf("http: %w", err)
+		return err
 	}
 	defer readers.Close()
 	grpcServer := authority.NewServer(a, hosts)
