@@ -446,6 +446,24 @@ func BenchmarkStatements(b *testing.B) {
 	}
 }
 
+// BenchmarkNames has an output named "a" beside files "a", "a:a" and so on: each
+// round of lengthening names makes the clash of the next.
+func BenchmarkNames(b *testing.B) {
+	var chain, others []string
+	for i := range 120 {
+		chain = append(chain, strings.Repeat("a:", i)+"a")
+	}
+	for i := range 20_000 {
+		others = append(others, fmt.Sprint("dist/", i))
+	}
+	es := entries(b, uploads(attesttest.Upload("a", "archive", chain...), attesttest.Upload("z.zip", "archive", others...)))
+	for b.Loop() {
+		if _, err := attest.Statements(es, facts("hermetic")); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func count(n int) string {
 	text, _ := json.Marshal(n)
 	return "deps=" + string(text)

@@ -63,44 +63,57 @@ func candidates(uploads []upload) []candidate {
 }
 
 // unique lengthens names until no two subjects with different digests share
-// one, then drops repetitions.
+// one, then drops repetitions. Tenants choose names, and can make each round
+// clash with the next: a round looks at names that the last one made, no others.
 func unique(all []candidate) []Subject {
-	for lengthen(all) {
+	named := make(map[string][]int, len(all))
+	fresh := make(map[string]bool, len(all))
+	for i, c := range all {
+		name := c.name()
+		named[name] = append(named[name], i)
+		fresh[name] = true
 	}
-	out := make([]Subject, 0, len(all))
-	seen := make(map[string]bool, len(all))
-	for _, c := range all {
-		if name := c.name(); !seen[name] {
-			seen[name] = true
-			out = append(out, Subject{Name: name, SHA256: c.sha256})
+	for len(fresh) > 0 {
+		fresh = lengthen(all, named, fresh)
+	}
+	out := make([]Subject, 0, len(named))
+	for name, who := range named {
+		if len(who) > 0 {
+			out = append(out, Subject{Name: name, SHA256: all[who[0]].sha256})
 		}
 	}
 	slices.SortFunc(out, func(a, b Subject) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
 
-// lengthen takes every name that stands for several digests one level further.
-// It reports whether it changed one. At the last level names begin with the
-// number of the entry, within which an upload has each path once: a clash there
-// is with a shorter name, which gives way, and the rounds come to an end.
-func lengthen(all []candidate) bool {
-	digest := make(map[string]string, len(all))
-	clash := map[string]bool{}
-	for _, c := range all {
-		name := c.name()
-		if d, ok := digest[name]; ok && d != c.sha256 {
-			clash[name] = true
+// lengthen takes every fresh name that stands for several digests one level
+// further, and returns the names that this makes. At the last level names begin
+// with the number of the entry, within which an upload has each path once: a
+// clash there is with a shorter name, which gives way, and the rounds come to an
+// end.
+func lengthen(all []candidate, named map[string][]int, fresh map[string]bool) map[string]bool {
+	var longer []int
+	for name := range fresh {
+		who := named[name]
+		if !slices.ContainsFunc(who, func(i int) bool { return all[i].sha256 != all[who[0]].sha256 }) {
+			continue
 		}
-		digest[name] = c.sha256
+		named[name] = slices.DeleteFunc(who, func(i int) bool {
+			if all[i].level == lastLevel {
+				return false
+			}
+			longer = append(longer, i)
+			return true
+		})
 	}
-	changed := false
-	for i := range all {
-		if all[i].level < lastLevel && clash[all[i].name()] {
-			all[i].level++
-			changed = true
-		}
+	made := map[string]bool{}
+	for _, i := range longer {
+		all[i].level++
+		name := all[i].name()
+		named[name] = append(named[name], i)
+		made[name] = true
 	}
-	return changed
+	return made
 }
 
 func resources(subjects []Subject) []resource {
