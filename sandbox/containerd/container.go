@@ -299,7 +299,7 @@ func (c *Container) exit(end initproto.Exited, oomKills int64) sandbox.Exit {
 	return sandbox.Exit{Code: int(end.Code), Signal: int(end.Signal), OOM: c.oomKills() > oomKills, Duration: end.Duration}
 }
 
-// checkStart refuses what init would end for.
+// checkStart refuses what init would end for; it comes from the image or the job.
 func checkStart(m initproto.Start) error {
 	b, err := initproto.Encode(m)
 	if errors.Is(err, initproto.ErrTooLarge) {
@@ -309,7 +309,8 @@ func checkStart(m initproto.Start) error {
 		return err
 	}
 	if _, err := initproto.Decode(b); err != nil {
-		return fmt.Errorf("process: not one that can be started: %w", err)
+		return &sandbox.UserError{Err: errors.New("entrypoint, user or environment: not what a process can be started with"),
+			Hint: "check the image's entrypoint and user for empty words and NUL bytes"}
 	}
 	return nil
 }

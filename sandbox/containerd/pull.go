@@ -21,6 +21,8 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
+
+	"hallmark.build/sandbox"
 )
 
 const (
@@ -349,7 +351,8 @@ type ImageConfig struct {
 	WorkingDir string
 }
 
-// ImageConfig reads the configuration of an image that was pulled.
+// ImageConfig reads the configuration of an image that was pulled. One that is
+// malformed is a *sandbox.UserError.
 func (r *Runtime) ImageConfig(ctx context.Context, reference string) (ImageConfig, error) {
 	img, err := r.client.GetImage(ctx, reference)
 	if err != nil {
@@ -368,7 +371,7 @@ func (r *Runtime) ImageConfig(ctx context.Context, reference string) (ImageConfi
 	}
 	c, err := parseConfig(raw)
 	if err != nil {
-		return ImageConfig{}, fmt.Errorf("image %s: configuration: %w", reference, err)
+		return ImageConfig{}, &sandbox.UserError{Err: fmt.Errorf("image %s: configuration: %w", reference, err), Hint: "rebuild the image"}
 	}
 	return c, nil
 }

@@ -16,6 +16,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/containerd/initproto"
 )
 
 func TestImageConfig(t *testing.T) {
@@ -30,6 +33,32 @@ func TestImageConfig(t *testing.T) {
 	}
 	if _, err := b.runtime.ImageConfig(t.Context(), "example.com/nope@sha256:"+strings.Repeat("0", 64)); err == nil {
 		t.Error("configuration of an image that is not here")
+	}
+}
+
+func TestMalformedImageIsTheJobsFault(t *testing.T) {
+	b := start(t)
+	ref, err := b.push("malformed", []entry{{name: "f", mode: 0o644, data: "x"}}, v1.Config{Env: []string{"NOVALUE"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.runtime.Pull(t.Context(), ref, "", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.runtime.ImageConfig(t.Context(), ref)
+	if _, user := errors.AsType[*sandbox.UserError](err); !user {
+		t.Errorf("configuration without sense: %v, want a UserError", err)
+	}
+	for name, m := range map[string]initproto.Start{
+		"empty command":      {Seq: 1, Args: []string{"", "sh"}, Dir: "/"},
+		"NUL in an argument": {Seq: 1, Args: []string{"sh", "a\x00b"}, Dir: "/"},
+		"NUL in the user":    {Seq: 1, Shell: true, Dir: "/", User: "a\x00b"},
+		"too long":           {Seq: 1, Args: []string{strings.Repeat("x", initproto.MaxMessage)}, Dir: "/"},
+	} {
+		err := checkStart(m)
+		if _, user := errors.AsType[*sandbox.UserError](err); !user {
+			t.Errorf("%s: %v, want a UserError", name, err)
+		}
 	}
 }
 

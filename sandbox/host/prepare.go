@@ -320,7 +320,7 @@ func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) er
 	}
 	helperConfig, err := h.runtime.ImageConfig(ctx, helper.Reference)
 	if err != nil {
-		return err
+		return fmt.Errorf("helper image: %s", err)
 	}
 	j.entrypoint = config.Entrypoint
 	if e := j.payload.Image.Entrypoint; e != nil {
