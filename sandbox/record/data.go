@@ -19,13 +19,35 @@ const (
 	Closed         Kind = "closed"          // [Closing], the last entry
 )
 
-func (k Kind) known() bool {
+// data is room for what belongs to the kind; nil if no such kind is known.
+func (k Kind) data() any {
 	switch k {
-	case JobOpened, ImageResolved, StageStarted, StageEnded, SourceVerified,
-		Fetched, Blocked, Sealed, Matched, Uploaded, Violated, Closed:
-		return true
+	case JobOpened:
+		return new(Opened)
+	case ImageResolved:
+		return new(Image)
+	case StageStarted:
+		return new(Started)
+	case StageEnded:
+		return new(Ended)
+	case SourceVerified:
+		return new(Source)
+	case Fetched:
+		return new(Fetch)
+	case Blocked:
+		return new(Block)
+	case Sealed:
+		return new(Seal)
+	case Matched:
+		return new(Members)
+	case Uploaded:
+		return new(Upload)
+	case Violated:
+		return new(Violation)
+	case Closed:
+		return new(Closing)
 	}
-	return false
+	return nil
 }
 
 // Opened binds the record to one attempt of one job.

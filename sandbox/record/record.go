@@ -33,6 +33,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"time"
 )
@@ -130,10 +131,13 @@ func (c *Chain) Add(line []byte) (Entry, error) {
 		return Entry{}, fmt.Errorf("record: fork: entry %d does not follow the line before it", w.Seq)
 	case at.Before(c.last):
 		return Entry{}, fmt.Errorf("record: entry %d: time goes backwards", w.Seq)
-	case !w.Kind.known():
+	case w.Kind.data() == nil:
 		return Entry{}, fmt.Errorf("record: entry %d: unknown kind %q", w.Seq, w.Kind)
 	case (w.Kind == JobOpened) != (w.Seq == 0):
 		return Entry{}, fmt.Errorf("record: entry %d: %s stands first and only there", w.Seq, JobOpened)
+	}
+	if err := check(w.Data, reflect.TypeOf(w.Kind.data())); err != nil {
+		return Entry{}, fmt.Errorf("record: entry %d: %s: %w", w.Seq, w.Kind, err)
 	}
 	e := Entry{Seq: w.Seq, Kind: w.Kind, Time: at, Prev: w.Prev, Data: w.Data, Line: bytes.Clone(line), Hash: hash(line)}
 	c.head = Head{Entries: e.Seq + 1, Hash: e.Hash}

@@ -110,15 +110,28 @@ func TestReadRefuses(t *testing.T) {
 	}
 }
 
-func TestDecodeRefusesUnknownFieldsOfData(t *testing.T) {
-	var c Chain
-	line := `{"seq":0,"kind":"job_opened","time":"2026-11-26T12:00:00.000000Z","prev":"` + Genesis + `","data":{"session":"s","forged":true}}`
-	e, err := c.Add([]byte(line))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := e.Decode(new(Opened)); err == nil || !strings.Contains(err.Error(), "forged") {
-		t.Errorf("error = %v, want the unknown field's name", err)
+func TestNamesInDataAreThoseOfTheKind(t *testing.T) {
+	for data, want := range map[string]string{
+		`{"session":"s","forged":true}`:          `"forged"`,
+		`{"session":"s","Session":"t"}`:          `"Session"`,
+		`{"job":{"sha":"a","SHA":"b"}}`:          `"SHA"`,
+		`{"external":{"steps":[{"digesT":""}]}}`: `"digesT"`,
+		`{"session":"s"}`:                        "",
+	} {
+		var c Chain
+		_, err := c.Add([]byte(`{"seq":0,"kind":"job_opened","time":"2026-11-26T12:00:00.000000Z","prev":"` + Genesis + `","data":` + data + `}`))
+		if want == "" {
+			if err != nil {
+				t.Errorf("%s: %v", data, err)
+			}
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error = %v, want the name %s", data, err, want)
+		}
+		if err := (Entry{Kind: JobOpened, Data: []byte(data)}).Decode(new(Opened)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: decoded: %v, want the name %s", data, err, want)
+		}
 	}
 }
 
