@@ -276,8 +276,8 @@ func checkNumbers(e record.Entry, o *record.Opened) *Refusal {
 func address(e record.Entry, text string) (*url.URL, *Refusal) {
 	u, err := url.Parse(text)
 	switch {
-	case err != nil || u.Scheme == "" || u.Host == "":
-		return nil, refuse(e, Malformed, "address is not an absolute URL")
+	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "":
+		return nil, refuse(e, Malformed, "address is not an absolute http or https URL")
 	case u.User != nil:
 		return nil, refuse(e, CredentialsInAddress, "address at host %q holds credentials", u.Host)
 	}
