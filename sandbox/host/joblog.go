@@ -2,6 +2,7 @@ package host
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -44,4 +45,23 @@ func writable(f *os.File, wait time.Duration) bool {
 			return err == nil && n > 0
 		}
 	}
+}
+
+// letReopen lets a stage's processes open their own output again, as they do in
+// `echo x >/dev/stderr`. The kernel asks the pipe's inode, which belongs to the
+// runner's user: to anyone in the sandbox a stranger. They may write, not read.
+// Only a pipe without a name is touched: the driver's user must not have this
+// daemon change the mode of a file.
+func letReopen(pipe *os.File) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(pipe.Fd()), &fs); err != nil {
+		return fmt.Errorf("job log: %w", err)
+	}
+	if fs.Type != unix.PIPEFS_MAGIC {
+		return nil
+	}
+	if err := unix.Fchmod(int(pipe.Fd()), 0o622); err != nil {
+		return fmt.Errorf("job log: %w", err)
+	}
+	return nil
 }

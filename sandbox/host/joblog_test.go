@@ -47,6 +47,32 @@ func TestFullJobLogHoldsNobodyUp(t *testing.T) {
 	}
 }
 
+func TestOutputCanBeOpenedAgainForWritingAlone(t *testing.T) {
+	r, w, err := pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = r.Close(), w.Close() }()
+	file, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = file.Close() }()
+	for _, tc := range []struct {
+		name string
+		file *os.File
+		want os.FileMode
+	}{{"pipe", w, 0o622}, {"file", file, 0o600}} {
+		if err := letReopen(tc.file); err != nil {
+			t.Fatal(err)
+		}
+		info, err := tc.file.Stat()
+		if err != nil || info.Mode().Perm() != tc.want {
+			t.Errorf("%s: mode %v, %v; want %v", tc.name, info.Mode().Perm(), err, tc.want)
+		}
+	}
+}
+
 // pipe is one whose ends block, as those are that a driver hands over.
 func pipe() (r, w *os.File, err error) {
 	var fds [2]int

@@ -157,6 +157,9 @@ func (h *Host) script(ctx context.Context, j *job, stage sandbox.Stage, script [
 		return sandbox.Exit{}, err
 	}
 	defer func() { _ = stdin.Close() }()
+	if err := letReopen(output); err != nil {
+		return sandbox.Exit{}, err
+	}
 	digest := sha256.Sum256(script)
 	_, err = j.record.Append(record.StageStarted, record.Started{
 		Stage: string(stage), Role: string(role), ScriptDigest: hex.EncodeToString(digest[:]), ScriptBytes: int64(len(script)),
