@@ -280,12 +280,16 @@ func TestInitSilent(t *testing.T) {
 	defer unix.Close(fd)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("enough")
-	time.AfterFunc(100*time.Millisecond, func() {
+	idle := len(inCgroup(b.runtime, c))
+	go func() {
+		for len(inCgroup(b.runtime, c)) == idle && t.Context().Err() == nil {
+			time.Sleep(time.Millisecond) // until the stage runs: before, nothing has to be killed
+		}
 		if err := unix.PidfdSendSignal(fd, unix.SIGSTOP, nil, 0); err != nil {
 			t.Error(err)
 		}
 		cancel(why)
-	})
+	}()
 	if _, err := try(ctx, t, c, shell("/attacker pause")); !errors.Is(err, why) || !errors.Is(err, errKilled) {
 		t.Errorf("got %v", err)
 	}
