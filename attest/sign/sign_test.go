@@ -480,7 +480,7 @@ func TestIssuerRequired(t *testing.T) {
 
 func cosign(t *testing.T) string {
 	t.Helper()
-	for _, name := range []string{os.Getenv("COSIGN"), filepath.Join(os.Getenv("HALLMARK_BIN"), "cosign")} {
+	for _, name := range []string{os.Getenv("COSIGN"), filepath.Join(os.Getenv("HALLMARK_BIN"), "cosign"), "../../.cache/bin/cosign"} {
 		if filepath.IsAbs(name) {
 			if _, err := os.Stat(name); err == nil {
 				return name
@@ -489,7 +489,7 @@ func cosign(t *testing.T) string {
 	}
 	name, err := exec.LookPath("cosign")
 	if err != nil {
-		t.Skip("no cosign: set COSIGN or HALLMARK_BIN, or put it on PATH")
+		t.Skip("no cosign: run `make tools`, set COSIGN or HALLMARK_BIN, or put it on PATH")
 	}
 	return name
 }
