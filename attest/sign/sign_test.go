@@ -480,11 +480,13 @@ func TestIssuerRequired(t *testing.T) {
 
 func cosign(t *testing.T) string {
 	t.Helper()
-	for _, name := range []string{os.Getenv("COSIGN"), filepath.Join(os.Getenv("HALLMARK_BIN"), "cosign"), "../../.cache/bin/cosign"} {
-		if filepath.IsAbs(name) {
-			if _, err := os.Stat(name); err == nil {
-				return name
-			}
+	made, err := filepath.Abs("../../.cache/bin/cosign")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{os.Getenv("COSIGN"), filepath.Join(os.Getenv("HALLMARK_BIN"), "cosign"), made} {
+		if _, err := os.Stat(name); err == nil && filepath.IsAbs(name) {
+			return name
 		}
 	}
 	name, err := exec.LookPath("cosign")
