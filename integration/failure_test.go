@@ -315,16 +315,15 @@ func TestGitLabsAnswersToUploads(t *testing.T) {
 	t.Run("dependency redirected to another host", func(t *testing.T) {
 		first := run(t, upload())
 		expect(t, first, coordinator.Success, "")
-		theWorld.Canary.Visits()
 		defer theWorld.GitLab.Inject(coordinator.Fault{Method: "GET", Path: path, Status: 302, Header: http.Header{"Location": {"https://" + world.CanaryName + "/out.zip"}}})()
 		job := hermetic("echo not reached")
 		job.Dependencies = []int64{first.ID}
 		r := run(t, job)
 		expect(t, r, coordinator.Failed, "script_failure")
-		never(t, r, "\nnot reached")
-		if v := theWorld.Canary.Visits(); len(v) > 0 {
-			t.Errorf("the redirect was followed:\n%s", lines(v))
-		}
+		never(t, r, "\nnot reached", "CANARY")
+		// GitLab may keep artifacts elsewhere, so the border goes there; but it
+		// takes nothing from a host that cannot show who it is.
+		theWorld.Canary.Visits()
 	})
 	t.Run("final update asked for again", func(t *testing.T) {
 		job := hermetic("echo first", "i=0; while [ $i -lt 20 ]; do sleep 0.1; i=$((i+1)); done", "exit 5")

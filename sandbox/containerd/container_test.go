@@ -169,7 +169,7 @@ func TestUserErrors(t *testing.T) {
 		{Args: []string{"a\x00b"}}, {Args: []string{"/bin/true"}, Dir: "relative"},
 	} {
 		var user *sandbox.UserError
-		if _, err := try(t.Context(), t, base, p); err == nil || errors.As(err, &user) {
+		if _, err := try(t.Context(), t, base, p); !errors.As(err, &user) || user.Hint == "" {
 			t.Errorf("%+v: %v", p, err)
 		}
 	}
