@@ -77,6 +77,9 @@ func unpack(data, oob []byte, flags int) (packet, error) {
 		return packet{}, err
 	}
 	for _, c := range controls {
+		if len(c.Data)%4 != 0 { // ParseUnixRights would not survive it
+			return packet{}, errors.New("half a descriptor")
+		}
 		fds, err := syscall.ParseUnixRights(&c)
 		if err != nil {
 			return packet{}, err
