@@ -22,6 +22,9 @@ import (
 // stageVariable tells a started copy of the program which part it plays.
 const stageVariable = "HALLMARK_WORLD"
 
+// scratchVariable names the directory on a disk that a world may fill.
+const scratchVariable = "HALLMARK_WORLD_SCRATCH"
+
 // Options of a world.
 type Options struct {
 	// Images that are needed, by recipe; none means all.
@@ -90,6 +93,15 @@ func outside(opts Options) (int, error) {
 		if err := opts.Prepare(root); err != nil {
 			return 1, err
 		}
+	}
+	// Made out here, so that it goes also when what is inside is killed.
+	scratch, err := os.MkdirTemp("/var/tmp", "hallmark-world-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(scratch)
+	if err := os.Setenv(scratchVariable, scratch); err != nil {
+		return 1, err
 	}
 	return startAgain("init", &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,

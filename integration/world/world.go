@@ -63,9 +63,9 @@ func build(opts Options) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	scratch, err := os.MkdirTemp("/var/tmp", "hallmark-world-")
-	if err != nil {
-		return nil, err
+	scratch := os.Getenv(scratchVariable)
+	if scratch == "" {
+		return nil, fmt.Errorf("%s is not set", scratchVariable)
 	}
 	w := &World{
 		Root: root, log: opts.Log, scratch: scratch, logs: opts.Logs,
