@@ -521,7 +521,7 @@ func (j *Job) Repository() (*url.URL, error) {
 		return nil, fieldError(field, "want the scheme https, http or file")
 	case u.Scheme != "file" && u.Hostname() == "":
 		return nil, fieldError(field, "names no host")
-	case u.Opaque != "" || strings.Trim(u.Path, "/") == "":
+	case u.Opaque != "" || path.Clean("/"+strings.TrimSuffix(u.Path, ".git")) == "/":
 		return nil, fieldError(field, "names no project")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return nil, fieldError(field, "has a query or fragment")

@@ -288,6 +288,8 @@ func TestParseJobRefuses(t *testing.T) {
 		{"repository of ext transport", "git_info.repo_url", with(t, `https://ci:glcbt-SECRET@gitlab.example/group/project.git`, `ext::sh -c id`)},
 		{"repository without host", "git_info.repo_url", with(t, `https://ci:glcbt-SECRET@gitlab.example/group/project.git`, `https:///group/project.git`)},
 		{"repository without path", "git_info.repo_url", with(t, `https://ci:glcbt-SECRET@gitlab.example/group/project.git`, `https://gitlab.example/`)},
+		{"repository of a suffix alone", "git_info.repo_url", with(t, `https://ci:glcbt-SECRET@gitlab.example/group/project.git`, `https://gitlab.example/.git`)},
+		{"repository of dots", "git_info.repo_url", with(t, `https://ci:glcbt-SECRET@gitlab.example/group/project.git`, `https://gitlab.example/a/../.git`)},
 		{"repository with a query", "git_info.repo_url", with(t, `project.git"`, `project.git?private_token=SECRET"`)},
 		{"repository with a fragment", "git_info.repo_url", with(t, `project.git"`, `project.git#SECRET"`)},
 		{"timeout negative", "runner_info.timeout", with(t, `"timeout": 600`, `"timeout": -1`)},
