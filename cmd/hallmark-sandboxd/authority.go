@@ -28,7 +28,7 @@ func (a authority) Open(ctx context.Context, o host.Opening) (host.Opened, error
 	}
 	return host.Opened{
 		Attempt: r.GetAttempt(), Nonce: r.GetNonce(), InvocationID: r.GetInvocationId(),
-		BuilderID: r.GetBuilderId(), CommitmentKey: r.GetCommitmentKey(),
+		CommitmentKey: r.GetCommitmentKey(),
 	}, nil
 }
 
@@ -47,11 +47,7 @@ func (a authority) Close(ctx context.Context, attempt string, head record.Head) 
 	}
 	var out []host.Attestation
 	for _, at := range r.GetAttestations() {
-		one := host.Attestation{URL: at.GetUrl()}
-		for _, s := range at.GetSubjects() {
-			one.Subjects = append(one.Subjects, s.GetName()+" sha256:"+s.GetSha256())
-		}
-		out = append(out, one)
+		out = append(out, host.Attestation{URL: at.GetUrl()})
 	}
 	return out, r.GetReason(), nil
 }

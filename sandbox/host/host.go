@@ -73,14 +73,13 @@ type Opening struct {
 
 // Opened is the authority's answer.
 type Opened struct {
-	Attempt, Nonce, InvocationID, BuilderID string
-	CommitmentKey                           []byte
+	Attempt, Nonce, InvocationID string
+	CommitmentKey                []byte
 }
 
 // Attestation is a bundle that the authority made.
 type Attestation struct {
-	URL      string
-	Subjects []string // "name sha256:…"
+	URL string // where people find it; may be empty
 }
 
 // Authority is the signing service as the host sees it. All methods are safe
