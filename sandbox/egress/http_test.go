@@ -574,7 +574,7 @@ func TestBetweenStages(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	w.begin(sandbox.BuildScript)
-	if out := <-done; strings.Contains(out, "200") {
+	if out := <-done; strings.Contains(out, " 200 ") {
 		t.Errorf("an old connection got the new permission: %q", out)
 	}
 	if origin.hits.Load() != 1 {
