@@ -209,6 +209,51 @@ func (c checker) listen(path, value string) {
 	}
 }
 
+func (c checker) hostNames(path string, values []string) {
+	for i, value := range values {
+		if !validIP(value) && !validHost(value) {
+			c.doc.Report(at(path, i), "a name in lower case, or an IP address", "%q is not a host", value)
+		}
+	}
+	c.unique(path, values)
+}
+
+// text is compared with, or given to, another program as it stands.
+func (c checker) text(path, value string) {
+	if len(value) > 1024 || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		c.doc.Report(path, "", "%q has blanks or letters beyond ASCII, or is too long", value)
+	}
+}
+
+// key is a key's URI; what follows the scheme is for the package that opens it.
+func (c checker) key(path, value string) {
+	c.text(path, value)
+	u, err := url.Parse(value)
+	const hint = `as "file:///etc/hallmark/ca.pem", "pkcs11:token=…;object=…" or "awskms:///…"`
+	switch {
+	case value == "" || strings.HasPrefix(value, "pkcs11:"):
+	case err != nil || !strings.Contains(value, "://"):
+		c.doc.Report(path, hint, "%q is not a key's URI", value)
+	case u.Scheme == "file" && (u.Host != "" || filepath.Clean(u.Path) != u.Path || u.Path == "/"):
+		c.doc.Report(path, hint, "%q names no file by a clean absolute path", value)
+	}
+}
+
+func (c checker) database(path, value string) {
+	if value == "" {
+		return
+	}
+	u, err := url.Parse(value)
+	const hint = `as "postgres://hallmark@db.example.com/hallmark?sslmode=verify-full"`
+	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" || u.Opaque != "" {
+		c.doc.Report(path, hint, "not the URL of a PostgreSQL")
+		return
+	}
+	if _, has := u.User.Password(); has || u.Query().Has("password") {
+		c.doc.Report(path, "put it in a file, and its name in database_password_file", "has a password in it")
+	}
+}
+
 func (c checker) image(path, value string) {
 	switch {
 	case value == "":

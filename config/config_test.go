@@ -40,7 +40,7 @@ func TestSandboxdDefaults(t *testing.T) {
 		Containerd:     Containerd{BinDir: "/usr/lib/hallmark"},
 		Limits:         Limits{Memory: 4294967296, Pids: 4096, Tmpfs: 536870912, OpenFiles: 1048576},
 		IDs:            IDs{First: 200000000, Ranges: 1024},
-		Authority:      Authority{Socket: "/run/hallmark-attestd/attestd.sock"},
+		Authority:      Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
 		Digest:         digest([]byte(minimalSandboxd)),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -62,6 +62,12 @@ func TestAttestdDefaults(t *testing.T) {
 		BuilderURI: "https://ci.example.com/hallmark",
 		Issuer:     "https://ci.example.com/hallmark",
 		Digest:     digest([]byte(minimalAttestd)),
+
+		GitLabUnavailable: "fail",
+		IDTokenAudience:   "https://ci.example.com/hallmark",
+		Log:               Log{Kind: "built-in"},
+		Store:             Store{Region: "us-east-1"},
+		Limits:            HostLimits{Calls: 32, OpenAttempts: 1024, OpensPerMinute: 600},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -109,6 +115,8 @@ name = "all"
 host = "*.example.org"
 [authority]
 socket = "/x"
+address = "attestd.example.com:8471"
+unavailable = "spool"
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +136,7 @@ socket = "/x"
 			{Name: "go", Host: "proxy.example.com", Ports: []int{443, 8443}, Methods: []string{"GET"}, Paths: []string{"/a/"}},
 			{Name: "all", Host: "*.example.org"},
 		},
-		Authority: Authority{Socket: "/x"},
+		Authority: Authority{Socket: "/x", Address: "attestd.example.com:8471", Unavailable: "spool"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -301,6 +309,21 @@ func TestAttestdRefuses(t *testing.T) {
 		{"state_dir = 'x'", `state_dir: "x" is not a clean absolute path`, "want an absolute path without . and .. parts"},
 		{"socket = ''", "socket: must not be empty", "want an absolute path without . and .. parts"},
 		{"gitlab_ca = 'x'", `gitlab_ca: "x" is not a clean absolute path`, "want an absolute path without . and .. parts"},
+		{"listen = '8471'", `listen: "8471" is not host:port`, `as "127.0.0.1:8470"`},
+		{"server_names = ['A.example.com']", `server_names[0]: "A.example.com" is not a host`, "a name in lower case, or an IP address"},
+		{"gitlab_unavailable = 'spol'", `gitlab_unavailable: "spol": want "fail" or "spool"`, `did you mean "spool"?`},
+		{"id_token_audience = 'a b'", `id_token_audience: "a b" has blanks or letters beyond ASCII, or is too long`, ""},
+		{"[keys]\nca = 'ca.pem'", `keys.ca: "ca.pem" is not a key's URI`, `as "file:///etc/hallmark/ca.pem", "pkcs11:token=…;object=…" or "awskms:///…"`},
+		{"[keys]\nlog = 'file://host/x'", `keys.log: "file://host/x" names no file by a clean absolute path`, `as "file:///etc/hallmark/ca.pem", "pkcs11:token=…;object=…" or "awskms:///…"`},
+		{"[timestamp]\nurl = 'https://tsa.example.com'", "trusted_root: required, but missing", "services that are named by URL are believed by what it says"},
+		{"[log]\nkind = 'rekor '", `log.kind: "rekor ": want "built-in" or "rekor" or "none"`, `did you mean "rekor"?`},
+		{"[log]\nurl = 'https://rekor.example.com'", `log.url: a log of kind "built-in" has no URL`, `set kind = "rekor"`},
+		{"[log]\nkind = 'none'\nwitness_policy = '/w'", "log.witness_policy: only the built-in log asks witnesses", "a Rekor has witnesses of its own"},
+		{"[log]\nbackground = ['hermetic', 'hermetic']", `log.background[1]: "hermetic" is there twice`, ""},
+		{"[store]\nbucket = 'b'", "store.bucket: the embedded store keeps bundles itself", "set store.database, or leave the bucket off"},
+		{"[store]\ndatabase = 'mysql://x'\nbucket = 'b'\nendpoint = 'https://s3.example.com'\ncredentials_file = '/c'", "store.database: not the URL of a PostgreSQL", `as "postgres://hallmark@db.example.com/hallmark?sslmode=verify-full"`},
+		{"[store]\ndatabase = 'postgres://u:p@h/d'\nbucket = 'b'\nendpoint = 'https://s3.example.com'\ncredentials_file = '/c'", "store.database: has a password in it", "put it in a file, and its name in database_password_file"},
+		{"[limits]\ncalls = 0", "limits.calls: 0 is not between 1 and 4096", ""},
 	} {
 		t.Run(tt.line, func(t *testing.T) {
 			_, err := ParseAttestd("a.toml", []byte(minimalAttestd+tt.line+"\n"))
@@ -319,6 +342,13 @@ func TestRequired(t *testing.T) {
 	want = "a.toml:1:15: builder_uri: must not be empty\na.toml: gitlab_url: required, but missing"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
+	}
+	// What a service by URL needs besides.
+	_, err = ParseAttestd("a.toml", []byte(minimalAttestd+"[fulcio]\nurl = 'https://fulcio.example.com'\n[store]\ndatabase = 'postgres://h/d'\n"))
+	for _, key := range []string{"trusted_root", "fulcio.token_file", "fulcio.identity", "fulcio.identity_issuer", "store.bucket", "store.endpoint", "store.credentials_file"} {
+		if err == nil || !strings.Contains(err.Error(), key+": required, but missing") {
+			t.Errorf("%s is not asked for: %v", key, err)
+		}
 	}
 }
 
@@ -381,6 +411,7 @@ func TestExampleIsTheDefault(t *testing.T) {
 	}
 	wantA := DefaultAttestd()
 	wantA.GitLabURL, wantA.BuilderURI, wantA.Issuer, wantA.Digest = gotA.GitLabURL, gotA.BuilderURI, gotA.BuilderURI, gotA.Digest
+	wantA.IDTokenAudience, wantA.ServerNames, wantA.Log.Background = gotA.BuilderURI, []string{}, []string{}
 	if diff := cmp.Diff(wantA, gotA); diff != "" {
 		t.Error(diff)
 	}

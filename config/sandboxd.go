@@ -146,6 +146,15 @@ type Authority struct {
 	// "/run/hallmark-attestd/attestd.sock". A writer of this field can send
 	// evidence to another authority, whose signatures no verifier trusts.
 	Socket string `toml:"socket"`
+	// Address is the host:port of an authority on another machine, which
+	// this host has joined. Default "": the authority on Socket. What holds for
+	// Socket holds for it.
+	Address string `toml:"address"`
+	// Unavailable says what becomes of a job when the authority does not answer
+	// as it is closed: "fail" fails it, "spool" lets it end and closes it later.
+	// Default "fail". A writer of this field can let jobs pass that are attested
+	// late, or never.
+	Unavailable string `toml:"unavailable"`
 }
 
 // DefaultSandboxd is the configuration before a file is read. What is required
@@ -162,7 +171,7 @@ func DefaultSandboxd() Sandboxd {
 		Containerd:     Containerd{BinDir: "/usr/lib/hallmark"},
 		Limits:         Limits{Memory: 4 << 30, Pids: 4096, Tmpfs: 512 << 20, OpenFiles: 1 << 20},
 		IDs:            IDs{First: 200_000_000, Ranges: 1024},
-		Authority:      Authority{Socket: "/run/hallmark-attestd/attestd.sock"},
+		Authority:      Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
 	}
 }
 
@@ -220,6 +229,10 @@ func (s *Sandboxd) check(c checker) {
 	s.IDs.check(c)
 	c.rules("allow", s.Allow)
 	c.socket("authority.socket", s.Authority.Socket)
+	if s.Authority.Address != "" {
+		c.listen("authority.address", s.Authority.Address)
+	}
+	c.oneOf("authority.unavailable", s.Authority.Unavailable, "fail", "spool")
 }
 
 func (l Limits) check(c checker) {
