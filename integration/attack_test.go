@@ -167,7 +167,7 @@ func TestPredefinedVariablesOfTheJobsOwnChangeNoFact(t *testing.T) {
 	}
 	r := run(t, job)
 	expect(t, r, coordinator.Success, "")
-	s := attested(t, r).statement
+	s := attested(t, r).Statement
 	ext := s.Predicate.BuildDefinition.ExternalParameters
 	for _, key := range []string{"source", "ref", "project", "jobName", "image"} {
 		if strings.Contains(fmt.Sprint(ext[key]), "forged") {
@@ -214,8 +214,8 @@ func TestProcessVariablesBringNothingAcross(t *testing.T) {
 				t.Errorf("a variable became the platform's failure")
 			}
 			for _, a := range attestations(t, r.ID) {
-				if !strings.Contains(a.statement.raw, "https://"+world.GitLabName+"/group/project.git") {
-					t.Errorf("attested for another source: %s", a.statement.raw)
+				if !strings.Contains(a.Statement.Raw, "https://"+world.GitLabName+"/group/project.git") {
+					t.Errorf("attested for another source: %s", a.Statement.Raw)
 				}
 			}
 		})
@@ -269,7 +269,7 @@ func TestProcessThatOutlivesTheScriptChangesNoArtifact(t *testing.T) {
 	expect(t, r, coordinator.Success, "")
 	a := attested(t, r)
 	content := archive(t, r)["out.txt"]
-	if want := digestOf(content); !strings.Contains(a.statement.raw, want) {
+	if want := digestOf(content); !strings.Contains(a.Statement.Raw, want) {
 		t.Errorf("out.txt in the archive has digest %s, which is no subject", want)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"hallmark.build/integration/coordinator"
+	"hallmark.build/integration/harness"
 	"hallmark.build/integration/world"
 	"hallmark.build/sandbox/record"
 )
@@ -91,11 +92,11 @@ func addPhases(b *testing.B, times *series, j timedJob) {
 // recordOf is the record that the authority holds of a job.
 func recordOf(b *testing.B, r coordinator.Result) []record.Entry {
 	b.Helper()
-	m := attemptLine.FindStringSubmatch(plain(r.Trace))
-	if m == nil {
+	attempt := harness.AttemptOf(r)
+	if attempt == "" {
 		b.Fatalf("job %d: its log names no attempt", r.ID)
 	}
-	resp, err := http.Get(world.AttestdURL + "/v1/attempts/" + m[1] + "/record")
+	resp, err := http.Get(world.AttestdURL + "/v1/attempts/" + attempt + "/record")
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -35,7 +35,7 @@ func TestWhatAFirewalledBuildFetchesIsInTheStatement(t *testing.T) {
 	r := run(t, job)
 	expect(t, r, coordinator.Success, "")
 	mention(t, r, "package /plain", "package /secure")
-	s := attested(t, r).statement
+	s := attested(t, r).Statement
 	for uri, body := range map[string]string{
 		"http://" + world.PackagesName + "/plain":   "package /plain\n",
 		"https://" + world.PackagesName + "/secure": "package /secure\n",

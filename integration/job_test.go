@@ -24,7 +24,7 @@ func TestJobRunsAndItsArtifactsArriveAttested(t *testing.T) {
 	}
 	a := attested(t, r)
 	names := map[string]bool{}
-	for _, s := range a.statement.Subject {
+	for _, s := range a.Statement.Subject {
 		names[s.Name] = true
 	}
 	if !names["out.zip"] || !names["out.txt"] {
@@ -185,7 +185,7 @@ func TestVariablesOfAllKindsReachTheScript(t *testing.T) {
 	expect(t, r, coordinator.Success, "")
 	mention(t, r, "plain=a b expanded=<a b> raw=$PLAIN", "in a file", "multi=one\ntwo", "masked=[MASKED]", "quoted=a\"b'c `id` $(id) \\ ü")
 	never(t, r, "hunter2")
-	if a := attested(t, r); strings.Contains(a.statement.raw, "hunter2") {
+	if a := attested(t, r); strings.Contains(a.Statement.Raw, "hunter2") {
 		t.Error("the statement gives a masked variable away")
 	}
 	for _, e := range evidence(t, r) {
@@ -231,8 +231,8 @@ func TestTwoJobsAtOnceWithTheSameSpoofedIDStayApart(t *testing.T) {
 		if got := archive(t, c.r)["who.txt"]; got != c.own+"\n" {
 			t.Errorf("job %d uploaded %q, want %q", c.r.ID, got, c.own)
 		}
-		s := attested(t, c.r).statement
-		if !strings.Contains(s.raw, fmt.Sprintf("%d", c.r.ID)) {
+		s := attested(t, c.r).Statement
+		if !strings.Contains(s.Raw, fmt.Sprintf("%d", c.r.ID)) {
 			t.Errorf("the statement of job %d does not name it", c.r.ID)
 		}
 	}

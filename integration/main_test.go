@@ -1,39 +1,52 @@
 package integration
 
 import (
-	"fmt"
 	"os"
 	"testing"
 
+	"hallmark.build/integration/harness"
 	"hallmark.build/integration/world"
+	"hallmark.build/sandbox/record"
 )
 
 // theWorld is what every test stands in. It is set once, before the first.
 var theWorld *world.World
 
 func TestMain(m *testing.M) {
-	os.Exit(world.Main(world.Options{Prepare: prepareBenchmarks}, func(w *world.World) int {
+	os.Exit(harness.Main(m, world.Options{Prepare: prepareBenchmarks}, func(w *world.World) error {
 		theWorld = w
-		if err := setUp(w); err != nil {
-			fmt.Fprintf(os.Stderr, "%v\n%s\n", err, w.Logs())
-			return 1
-		}
-		code := m.Run()
-		if leaks := w.Leaks(); len(leaks) > 0 {
-			fmt.Fprintf(os.Stderr, "left behind by all tests:\n%s\n", lines(leaks))
-			code = max(code, 1)
-		}
-		return code
+		return nil
 	}))
 }
 
-func setUp(w *world.World) error {
-	if _, err := w.Publish("group/project", "main", project); err != nil {
-		return err
-	}
-	if err := w.Start(); err != nil {
-		return err
-	}
-	w.Remember()
-	return nil
+// What the tests say most, without the name of the package that it is from.
+var (
+	hermetic     = harness.Hermetic
+	firewalled   = harness.Firewalled
+	start        = harness.Start
+	run          = harness.Run
+	wait         = harness.Wait
+	within       = harness.Within
+	waitTrace    = harness.WaitTrace
+	expect       = harness.Expect
+	mention      = harness.Mention
+	never        = harness.Never
+	archive      = harness.Archive
+	plain        = harness.Plain
+	lines        = harness.Lines
+	exitCode     = harness.ExitCode
+	attestations = harness.Attestations
+	attested     = harness.Attested
+	unattested   = harness.Unattested
+	evidence     = harness.Evidence
+	keep         = harness.Keep
+	trustedRoot  = harness.TrustedRoot
+	auditPolicy  = harness.AuditPolicy
+	program      = harness.Program
+	cosign       = harness.Cosign
+)
+
+func dataOf[T any](t *testing.T, entries []record.Entry, kind record.Kind) []T {
+	t.Helper()
+	return harness.DataOf[T](t, entries, kind)
 }

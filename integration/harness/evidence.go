@@ -1,4 +1,4 @@
-package integration
+package harness
 
 import (
 	"bytes"
@@ -17,15 +17,15 @@ import (
 	"hallmark.build/sandbox/record"
 )
 
-// attestation is one bundle that the authority keeps for a job.
-type attestation struct {
+// Attestation is one bundle that the authority keeps for a job.
+type Attestation struct {
 	Bundle    json.RawMessage `json:"bundle"`
 	Attempt   string          `json:"attempt"`
-	statement statement
+	Statement Statement       `json:"-"`
 }
 
-// statement is as much of the in-toto statement as tests look at.
-type statement struct {
+// Statement is as much of the in-toto statement as tests look at.
+type Statement struct {
 	Subject []struct {
 		Name   string            `json:"name"`
 		Digest map[string]string `json:"digest"`
@@ -39,11 +39,11 @@ type statement struct {
 			} `json:"resolvedDependencies"`
 		} `json:"buildDefinition"`
 	} `json:"predicate"`
-	raw string
+	Raw string `json:"-"`
 }
 
-// get reads from the authority, as anybody may.
-func get(t *testing.T, path string) (int, []byte) {
+// Get reads from the authority, as anybody may.
+func Get(t *testing.T, path string) (int, []byte) {
 	t.Helper()
 	resp, err := http.Get(world.AttestdURL + path)
 	if err != nil {
@@ -57,15 +57,15 @@ func get(t *testing.T, path string) (int, []byte) {
 	return resp.StatusCode, body
 }
 
-// attestations are the bundles of a job.
-func attestations(t *testing.T, job int64) []attestation {
+// Attestations are the bundles that the authority keeps for a job.
+func Attestations(t *testing.T, job int64) []Attestation {
 	t.Helper()
-	status, body := get(t, fmt.Sprintf("/v1/jobs/%d", job))
+	status, body := Get(t, fmt.Sprintf("/v1/jobs/%d", job))
 	if status != http.StatusOK {
 		t.Fatalf("bundles of job %d: %d %s", job, status, body)
 	}
 	var list struct {
-		Attestations []attestation `json:"attestations"`
+		Attestations []Attestation `json:"attestations"`
 	}
 	if err := json.Unmarshal(body, &list); err != nil {
 		t.Fatal(err)
@@ -80,44 +80,52 @@ func attestations(t *testing.T, job int64) []attestation {
 		if err := json.Unmarshal(a.Bundle, &b); err != nil {
 			t.Fatal(err)
 		}
-		if err := json.Unmarshal(b.Envelope.Payload, &a.statement); err != nil {
+		if err := json.Unmarshal(b.Envelope.Payload, &a.Statement); err != nil {
 			t.Fatal(err)
 		}
-		a.statement.raw = string(b.Envelope.Payload)
+		a.Statement.Raw = string(b.Envelope.Payload)
 	}
 	return list.Attestations
 }
 
-// attested requires exactly one bundle for a job.
-func attested(t *testing.T, r coordinator.Result) attestation {
+// Attested requires exactly one bundle for a job.
+func Attested(t *testing.T, r coordinator.Result) Attestation {
 	t.Helper()
-	list := attestations(t, r.ID)
+	list := Attestations(t, r.ID)
 	if len(list) != 1 {
 		t.Fatalf("job %d has %d attestations, want 1", r.ID, len(list))
 	}
 	return list[0]
 }
 
-// unattested requires that there is none.
-func unattested(t *testing.T, r coordinator.Result) {
+// Unattested requires that there is none.
+func Unattested(t *testing.T, r coordinator.Result) {
 	t.Helper()
-	if list := attestations(t, r.ID); len(list) != 0 {
-		t.Errorf("job %d has %d attestations, want none: %s", r.ID, len(list), list[0].statement.raw)
+	if list := Attestations(t, r.ID); len(list) != 0 {
+		t.Errorf("job %d has %d attestations, want none: %s", r.ID, len(list), list[0].Statement.Raw)
 	}
 }
 
 var attemptLine = regexp.MustCompile(`attempt ([0-9a-f]{32})`)
 
-// evidence reads the record that the authority holds of a job, once it is closed.
-func evidence(t *testing.T, r coordinator.Result) []record.Entry {
+// AttemptOf is the attempt that a job's log names, or nothing.
+func AttemptOf(r coordinator.Result) string {
+	if m := attemptLine.FindStringSubmatch(Plain(r.Trace)); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
+// Evidence reads the record that the authority holds of a job, once it is closed.
+func Evidence(t *testing.T, r coordinator.Result) []record.Entry {
 	t.Helper()
-	m := attemptLine.FindStringSubmatch(plain(r.Trace))
-	if m == nil {
-		t.Fatalf("job %d: its log names no attempt:\n%s", r.ID, plain(r.Trace))
+	attempt := AttemptOf(r)
+	if attempt == "" {
+		t.Fatalf("job %d: its log names no attempt:\n%s", r.ID, Plain(r.Trace))
 	}
 	deadline := time.Now().Add(30 * time.Second)
 	for {
-		status, body := get(t, "/v1/attempts/"+m[1]+"/record")
+		status, body := Get(t, "/v1/attempts/"+attempt+"/record")
 		if status == http.StatusOK {
 			entries, _, err := record.Read(bytes.NewReader(body))
 			if err != nil {
@@ -132,8 +140,8 @@ func evidence(t *testing.T, r coordinator.Result) []record.Entry {
 	}
 }
 
-// dataOf decodes all entries of one kind.
-func dataOf[T any](t *testing.T, entries []record.Entry, kind record.Kind) []T {
+// DataOf decodes all entries of one kind.
+func DataOf[T any](t *testing.T, entries []record.Entry, kind record.Kind) []T {
 	t.Helper()
 	var out []T
 	for _, e := range entries {
@@ -149,8 +157,8 @@ func dataOf[T any](t *testing.T, entries []record.Entry, kind record.Kind) []T {
 	return out
 }
 
-// keep writes bytes to a file of the test.
-func keep(t *testing.T, name string, data []byte) string {
+// Keep writes bytes to a file of the test.
+func Keep(t *testing.T, name string, data []byte) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), name)
 	if err := os.WriteFile(file, data, 0o644); err != nil {
@@ -159,37 +167,37 @@ func keep(t *testing.T, name string, data []byte) string {
 	return file
 }
 
-// trustedRoot is the authority's, in a file.
-func trustedRoot(t *testing.T) string {
+// TrustedRoot is the authority's, in a file.
+func TrustedRoot(t *testing.T) string {
 	t.Helper()
-	status, body := get(t, "/trusted-root.json")
+	status, body := Get(t, "/trusted-root.json")
 	if status != http.StatusOK {
 		t.Fatalf("trusted root: %d %s", status, body)
 	}
-	return keep(t, "trusted-root.json", body)
+	return Keep(t, "trusted-root.json", body)
 }
 
-// auditPolicy is what an auditor of the usual project expects.
-func auditPolicy(t *testing.T, profile string) string {
+// AuditPolicy is what an auditor of the usual project expects.
+func AuditPolicy(t *testing.T, profile string) string {
 	t.Helper()
-	return keep(t, "policy.toml", fmt.Appendf(nil, "builder_ids = [%q]\nissuer = %q\nsource = %q\nref = %q\n",
+	return Keep(t, "policy.toml", fmt.Appendf(nil, "builder_ids = [%q]\nissuer = %q\nsource = %q\nref = %q\n",
 		world.BuilderURI+"/"+profile, world.BuilderURI, "https://"+world.GitLabName+"/group/project.git", "refs/heads/main"))
 }
 
-// program runs one of the world's programs.
-func program(t *testing.T, name string, args ...string) (out string, code int) {
+// Program runs one of the world's programs.
+func Program(t *testing.T, name string, args ...string) (out string, code int) {
 	t.Helper()
-	stdout, stderr, code, err := theWorld.Program(within(t, time.Minute), name, args...)
+	stdout, stderr, code, err := World.Program(Within(t, time.Minute), name, args...)
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
 	return stdout + stderr, code
 }
 
-// cosign verifies an artifact with a bundle, as SECURITY.md tells auditors to.
-func cosign(t *testing.T, profile, bundle, root, file string) (string, int) {
+// Cosign verifies an artifact with a bundle, as SECURITY.md tells auditors to.
+func Cosign(t *testing.T, profile, bundle, root, file string) (string, int) {
 	t.Helper()
-	return program(t, "cosign", "verify-blob-attestation", "--bundle", bundle, "--trusted-root", root,
+	return Program(t, "cosign", "verify-blob-attestation", "--bundle", bundle, "--trusted-root", root,
 		"--certificate-identity", world.BuilderURI+"/"+profile, "--certificate-oidc-issuer", world.BuilderURI,
 		"--type", "slsaprovenance1", "--use-signed-timestamps", "--insecure-ignore-tlog", "--insecure-ignore-sct", file)
 }
