@@ -6,6 +6,7 @@ go 1.26.8
 // tenants is checked per binary in integration/law.
 require (
 	github.com/BurntSushi/toml v1.6.0 // configuration in the format of gitlab-runner's own; positions of errors
+	github.com/VictoriaMetrics/metrics v1.45.0 // counters and histograms of the authority, as Prometheus reads them
 	github.com/bmatcuk/doublestar/v4 v4.10.0 // globs as GitLab Runner's allowed_images has them
 	github.com/containerd/containerd/api v1.11.1 // options of containerd's runc shim
 	github.com/containerd/containerd/v2 v2.3.7 // the container runtime's client and seccomp profile (LTS line 2.3)
@@ -114,6 +115,8 @@ require (
 	github.com/theupdateframework/go-tuf/v2 v2.4.2 // indirect
 	github.com/transparency-dev/formats v0.1.1 // indirect
 	github.com/transparency-dev/merkle v0.0.2 // indirect
+	github.com/valyala/fastrand v1.1.0 // indirect
+	github.com/valyala/histogram v1.2.0 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect
 	github.com/youmark/pkcs8 v0.0.0-20240726163527-a2c0da244d78 // indirect
 	go.opencensus.io v0.24.0 // indirect

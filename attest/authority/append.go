@@ -2,8 +2,10 @@ package authority
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -49,19 +51,19 @@ func (a *Authority) Append(ctx context.Context, req *authoritypb.AppendRequest) 
 func (a *Authority) grow(ctx context.Context, at *store.Attempt, held *live, lines [][]byte) (*live, [][]byte, error) {
 	grown := held.copy()
 	var fresh [][]byte
-	for _, line := range lines {
+	for i, line := range lines {
 		if same, known := grown.has(line); known {
 			if !same {
-				return nil, nil, a.condemn(ctx, at, "a line differs from the one that was acknowledged in its place")
+				return nil, nil, a.condemn(ctx, EventRewritten, at, "a line differs from the one that was acknowledged in its place")
 			}
 			continue
 		}
 		e, err := grown.add(line)
 		if err != nil {
-			return nil, nil, a.refuseLine(ctx, at, line, err)
+			return nil, nil, a.refuseLine(ctx, at, lines[i:], err)
 		}
 		if grown.size > a.maxRecord {
-			return nil, nil, status.Errorf(codes.ResourceExhausted, "record of more than %d bytes", a.maxRecord)
+			return nil, nil, a.tooLarge(ctx, at, fmt.Sprintf("record of more than %d bytes", a.maxRecord))
 		}
 		if err := a.checkEntry(ctx, at, e); err != nil {
 			return nil, nil, err
@@ -71,34 +73,68 @@ func (a *Authority) grow(ctx context.Context, at *store.Attempt, held *live, lin
 	return grown, fresh, nil
 }
 
-// refuseLine tells a line that is no line, which proves nothing, from one that
-// does not follow what was acknowledged.
-func (a *Authority) refuseLine(ctx context.Context, at *store.Attempt, line []byte, err error) error {
-	if _, ok := seqOf(line); !ok {
+// refuseLine refuses the first of lines. It tells one that is no line, which
+// proves nothing, from one that does not follow what was acknowledged.
+func (a *Authority) refuseLine(ctx context.Context, at *store.Attempt, lines [][]byte, err error) error {
+	if _, ok := seqOf(lines[0]); !ok {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	return a.condemn(ctx, at, "%v", err)
+	switch {
+	case errors.Is(err, record.ErrTooMany):
+		return a.tooLarge(ctx, at, err.Error())
+	case errors.Is(err, record.ErrGap) && reordered(lines):
+		return a.condemn(ctx, EventReordered, at, "%v, and it follows later: the entries are not in order", err)
+	case errors.Is(err, record.ErrGap):
+		return a.condemn(ctx, EventGap, at, "%v", err)
+	case errors.Is(err, record.ErrFork):
+		return a.condemn(ctx, EventFork, at, "%v", err)
+	case errors.Is(err, record.ErrKind):
+		return a.condemn(ctx, EventUnknownKind, at, "%v", err)
+	}
+	return a.condemn(ctx, EventMalformed, at, "%v", err)
+}
+
+// reordered reports whether a line that is too early in lines is followed by
+// one that should stand before it.
+func reordered(lines [][]byte) bool {
+	first, _ := seqOf(lines[0])
+	return slices.ContainsFunc(lines[1:], func(line []byte) bool {
+		seq, ok := seqOf(line)
+		return ok && seq < first
+	})
+}
+
+// tooLarge refuses a record that can never end well: to ask again does not help.
+func (a *Authority) tooLarge(ctx context.Context, at *store.Attempt, why string) error {
+	a.audit(ctx, EventTooLarge, append([]any{"why", why}, attemptFields(at)...)...)
+	return status.Error(codes.ResourceExhausted, why)
 }
 
 func (a *Authority) checkEntry(ctx context.Context, at *store.Attempt, e record.Entry) error {
 	now := a.now()
 	switch {
 	case e.Time.After(now.Add(MaxSkew)):
-		return a.condemn(ctx, at, "entry %d is from %s, more than %s ahead of the authority's clock", e.Seq, e.Time, MaxSkew)
+		return a.condemn(ctx, EventClockSkew, at, "entry %d is from %s, more than %s ahead of the authority's clock", e.Seq, e.Time, MaxSkew)
 	case e.Time.Before(now.Add(-MaxSkew)):
 		// A network that was down looks the same: the attempt cannot go on, but
 		// nothing contradicts anything.
-		return status.Errorf(codes.FailedPrecondition, "entry %d is from %s, more than %s ago", e.Seq, e.Time, MaxSkew)
+		why := fmt.Sprintf("entry %d is from %s, more than %s ago", e.Seq, e.Time, MaxSkew)
+		a.audit(ctx, EventClockSkew, append([]any{"why", why}, attemptFields(at)...)...)
+		return status.Error(codes.FailedPrecondition, why)
 	}
 	if e.Kind != record.JobOpened {
 		return nil
 	}
 	var o record.Opened
 	if err := e.Decode(&o); err != nil {
-		return a.condemn(ctx, at, "%v", err)
+		return a.condemn(ctx, EventMalformed, at, "%v", err)
 	}
 	if field := a.differs(at, &o); field != "" {
-		return a.condemn(ctx, at, "the record opens with another %s than the attempt", field)
+		event := EventFactsDiffer
+		if slices.Contains([]string{"session", "attempt", "nonce", "invocation id"}, field) {
+			event = EventReplayed
+		}
+		return a.condemn(ctx, event, at, "the record opens with another %s than the attempt", field)
 	}
 	return nil
 }

@@ -101,6 +101,7 @@ type Authority struct {
 	cfg       Config
 	gitlab    *url.URL
 	maxRecord int64
+	metrics   *meters
 
 	mu   sync.Mutex
 	jobs map[int64]*jobLock
@@ -125,7 +126,7 @@ func New(cfg Config) (*Authority, error) {
 		cfg.Now = time.Now
 	}
 	cfg.PublicURL = strings.TrimSuffix(cfg.PublicURL, "/")
-	return &Authority{cfg: cfg, gitlab: base, maxRecord: MaxRecord, jobs: map[int64]*jobLock{}, live: map[string]*live{}}, nil
+	return &Authority{cfg: cfg, gitlab: base, maxRecord: MaxRecord, metrics: newMeters(), jobs: map[int64]*jobLock{}, live: map[string]*live{}}, nil
 }
 
 func (a *Authority) now() time.Time { return a.cfg.Now().UTC() }
@@ -208,19 +209,15 @@ func (a *Authority) unavailable(ctx context.Context, what string, err error) err
 
 // security refuses a call. about is the attempt that it concerns, if there is
 // one: it stays as it is.
-func (a *Authority) security(ctx context.Context, about *store.Attempt, format string, args ...any) error {
+func (a *Authority) security(ctx context.Context, event Event, about *store.Attempt, format string, args ...any) error {
 	why := fmt.Sprintf(format, args...)
-	fields := []any{"audit", true, "why", why}
-	if about != nil {
-		fields = append(fields, "attempt", about.ID, "job_id", about.Job.ID, "project_id", about.Job.ProjectID)
-	}
-	a.cfg.Log.WarnContext(ctx, "refused for security", fields...)
+	a.audit(ctx, event, append([]any{"why", why}, attemptFields(about)...)...)
 	return status.Error(codes.PermissionDenied, why)
 }
 
 // condemn refuses a call and ends its attempt for good.
-func (a *Authority) condemn(ctx context.Context, at *store.Attempt, format string, args ...any) error {
-	err := a.security(ctx, at, format, args...)
+func (a *Authority) condemn(ctx context.Context, event Event, at *store.Attempt, format string, args ...any) error {
+	err := a.security(ctx, event, at, format, args...)
 	d := store.Decision{State: store.StateRefused, Reason: "security: " + status.Convert(err).Message(), Ended: a.now()}
 	if stored := a.decide(ctx, at.ID, d); stored != nil && !errors.Is(stored, store.ErrDecided) {
 		a.cfg.Log.ErrorContext(ctx, "refusal not stored", "attempt", at.ID, "error", stored)
@@ -263,7 +260,7 @@ func (a *Authority) Tidy(ctx context.Context) error {
 		if err != nil && !errors.Is(err, store.ErrDecided) {
 			return err
 		}
-		a.cfg.Log.InfoContext(ctx, "attempt given up", "attempt", at.ID, "job_id", at.Job.ID)
+		a.audit(ctx, EventGivenUp, attemptFields(&at)...)
 	}
 	a.forgetIdle()
 	return nil

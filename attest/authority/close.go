@@ -41,7 +41,7 @@ func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*
 		return nil, status.Error(codes.FailedPrecondition, "the record does not end in a closed entry")
 	}
 	if head := held.chain.Head().Hash; req.GetHead() != head {
-		return nil, a.condemn(ctx, &at, "the host's head of the record is not the one that was acknowledged")
+		return nil, a.condemn(ctx, EventHeadDiffers, &at, "the host's head of the record is not the one that was acknowledged")
 	}
 	if at.State == store.StateOpen {
 		if err := a.conclude(ctx, &at); err != nil {
@@ -61,7 +61,7 @@ func (a *Authority) conclude(ctx context.Context, at *store.Attempt) error {
 	d, err := a.decision(ctx, at, entries)
 	var refusal *attest.Refusal
 	if errors.As(err, &refusal) {
-		return a.condemn(ctx, at, "%v", refusal)
+		return a.condemn(ctx, EventRecordRefused, at, "%v", refusal)
 	}
 	if err != nil {
 		return a.unavailable(ctx, "sign", err)
@@ -70,8 +70,7 @@ func (a *Authority) conclude(ctx context.Context, at *store.Attempt) error {
 	if err != nil && !errors.Is(err, store.ErrDecided) {
 		return a.unavailable(ctx, "store decision", err)
 	}
-	a.cfg.Log.InfoContext(ctx, "attempt closed", "audit", true, "attempt", at.ID, "job_id", at.Job.ID,
-		"project", d.Project, "bundles", len(d.Bundles), "reason", d.Reason)
+	a.audit(ctx, EventClosed, append(attemptFields(at), "project", d.Project, "bundles", len(d.Bundles), "reason", d.Reason)...)
 	return nil
 }
 

@@ -47,6 +47,7 @@ const (
 	trustedRootPage
 	healthPage
 	readyPage
+	metricsPage
 )
 
 // parsePath reads the path of a request, already unescaped. builders is the
@@ -62,6 +63,8 @@ func parsePath(path, builders string) page {
 		return page{kind: healthPage}
 	case "/readyz":
 		return page{kind: readyPage}
+	case "/metrics":
+		return page{kind: metricsPage}
 	}
 	if rest, ok := strings.CutPrefix(path, "/v1/"); ok {
 		return parseV1(rest)
@@ -141,7 +144,7 @@ func (a *Authority) HTTP() http.Handler {
 			return
 		}
 		p := parsePath(r.URL.Path, builders)
-		if p.kind == healthPage {
+		if p.kind == healthPage || p.kind == metricsPage {
 			a.serve(w, r, p) // whoever watches must not wait for readers
 			return
 		}
@@ -208,6 +211,10 @@ func (a *Authority) serve(w http.ResponseWriter, r *http.Request, p page) {
 		a.serveBytes(w, r, "text/plain; charset=utf-8", []byte("alive\n"), nil)
 	case readyPage:
 		a.serveBytes(w, r, "text/plain; charset=utf-8", []byte("ready\n"), a.cfg.Store.Ready(ctx))
+	case metricsPage:
+		var b bytes.Buffer
+		a.metrics.write(&b)
+		a.serveBytes(w, r, "text/plain; version=0.0.4; charset=utf-8", b.Bytes(), nil)
 	default:
 		http.NotFound(w, r)
 	}

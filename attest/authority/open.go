@@ -31,7 +31,7 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 	confirmed, err := a.cfg.GitLab.Check(ctx, req.GetJobToken(), facts)
 	var differ *gitlab.Disagreement
 	if errors.As(err, &differ) {
-		return nil, a.security(ctx, nil, "job %d: %v", facts.ID, differ)
+		return nil, a.security(ctx, EventGitLabDisagrees, nil, "job %d: %v", facts.ID, differ)
 	}
 	if err != nil {
 		a.cfg.Log.ErrorContext(ctx, "gitlab not asked", "job_id", facts.ID, "error", err)
@@ -49,8 +49,7 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 	for _, id := range replaced {
 		a.forget(id)
 	}
-	a.cfg.Log.InfoContext(ctx, "attempt opened", "audit", true, "attempt", at.ID, "job_id", at.Job.ID,
-		"project_id", at.Job.ProjectID, "commit", at.Job.SHA, "profile", at.Profile, "superseded", len(replaced))
+	a.audit(ctx, EventOpened, append(attemptFields(&at), "commit", at.Job.SHA, "profile", at.Profile, "superseded", len(replaced))...)
 	return &authoritypb.OpenResponse{
 		Attempt: at.ID, Nonce: at.Nonce, CommitmentKey: a.commitmentKey(at.ID),
 		BuilderId: at.BuilderID, InvocationId: at.InvocationID, GitlabUrl: a.cfg.GitLabURL,
@@ -102,7 +101,7 @@ func (a *Authority) mayOpen(ctx context.Context, job int64) ([]string, error) {
 	for i := range before {
 		at := &before[i]
 		if at.State == store.StateRefused {
-			return nil, a.security(ctx, at, "job %d: attempt %s was refused (%s), so there is no other", job, at.ID, at.Reason)
+			return nil, a.security(ctx, EventSecondOpening, at, "job %d: attempt %s was refused (%s), so there is no other", job, at.ID, at.Reason)
 		}
 		l, err := a.load(at.ID)
 		if err != nil {
@@ -110,7 +109,7 @@ func (a *Authority) mayOpen(ctx context.Context, job int64) ([]string, error) {
 		}
 		if l.ran {
 			// That attempt did nothing wrong, and may go on.
-			return nil, a.security(ctx, at, "job %d: attempt %s may have run tenant code, so there is no other", job, at.ID)
+			return nil, a.security(ctx, EventSecondOpening, at, "job %d: attempt %s may have run tenant code, so there is no other", job, at.ID)
 		}
 		if at.State == store.StateOpen {
 			replaced = append(replaced, at.ID)

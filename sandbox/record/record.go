@@ -45,6 +45,14 @@ const (
 	maxDepth   = 32        // nesting of one line
 )
 
+// Errors of a line that callers tell apart; any other line is malformed.
+var (
+	ErrGap     = errors.New("gap")
+	ErrFork    = errors.New("fork")
+	ErrKind    = errors.New("unknown kind")
+	ErrTooMany = fmt.Errorf("more than %d entries", MaxEntries)
+)
+
 // Genesis is the prev of the first line.
 var Genesis = strings.Repeat("0", 2*sha256.Size)
 
@@ -109,7 +117,7 @@ func (c *Chain) Add(line []byte) (Entry, error) {
 	case len(line) > MaxLine:
 		return Entry{}, fmt.Errorf("record: entry %d: %d bytes, more than %d", c.head.Entries, len(line), MaxLine)
 	case c.head.Entries >= MaxEntries:
-		return Entry{}, fmt.Errorf("record: more than %d entries", MaxEntries)
+		return Entry{}, fmt.Errorf("record: %w", ErrTooMany)
 	case bytes.IndexByte(line, '\n') >= 0:
 		return Entry{}, fmt.Errorf("record: entry %d: a newline inside a line", c.head.Entries)
 	}
@@ -126,13 +134,13 @@ func (c *Chain) Add(line []byte) (Entry, error) {
 	}
 	switch {
 	case w.Seq != c.head.Entries:
-		return Entry{}, fmt.Errorf("record: gap: want entry %d, have %d", c.head.Entries, w.Seq)
+		return Entry{}, fmt.Errorf("record: %w: want entry %d, have %d", ErrGap, c.head.Entries, w.Seq)
 	case w.Prev != prev:
-		return Entry{}, fmt.Errorf("record: fork: entry %d does not follow the line before it", w.Seq)
+		return Entry{}, fmt.Errorf("record: %w: entry %d does not follow the line before it", ErrFork, w.Seq)
 	case at.Before(c.last):
 		return Entry{}, fmt.Errorf("record: entry %d: time goes backwards", w.Seq)
 	case w.Kind.data() == nil:
-		return Entry{}, fmt.Errorf("record: entry %d: unknown kind %q", w.Seq, w.Kind)
+		return Entry{}, fmt.Errorf("record: entry %d: %w %q", w.Seq, ErrKind, w.Kind)
 	case (w.Kind == JobOpened) != (w.Seq == 0):
 		return Entry{}, fmt.Errorf("record: entry %d: %s stands first and only there", w.Seq, JobOpened)
 	}
