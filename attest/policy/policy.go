@@ -15,11 +15,22 @@
 // These four are required; [Example] has every key with its meaning. Where a
 // list is wanted, a single string may stand for a list of one.
 //
+// # Signers
+//
+// A builder id is what a statement claims; who may claim it is another matter.
+// By default the certificate must be in the builder's own name, from the
+// policy's issuer. An authority that signs under an identity of its own, such
+// as a service account at a Fulcio that others use too, is paired with the
+// builder in [[signers]]. Pairs are compared byte for byte and replace the
+// default for that builder: there is no pattern for signers, because whoever
+// can choose a part of his identity could choose one that matches.
+//
 // # Defaults
 //
 // What the policy does not mention is either judged by a strict default (the
-// job's result must be success; nothing may have entered unseen) or reported
-// as not checked.
+// job's result must be success; nothing may have entered unseen; if the trusted
+// root names a transparency log, the signature must be in one) or reported as
+// not checked.
 //
 // # Trust
 //
@@ -30,10 +41,12 @@
 package policy
 
 import (
+	"cmp"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
 	"fmt"
+	"net/mail"
 	"net/url"
 	"path"
 	"slices"
@@ -57,6 +70,8 @@ func Example() string { return example }
 type Policy struct {
 	BuilderIDs        []string      `toml:"builder_ids,oneormore"`
 	Issuer            string        `toml:"issuer"`
+	Signers           []Pair        `toml:"signers"`
+	MinLogs           int           `toml:"min_logs"`
 	Source            []string      `toml:"source,oneormore"`
 	Ref               []string      `toml:"ref,oneormore"`
 	RequireProtected  bool          `toml:"require_protected"`
@@ -74,6 +89,19 @@ type Policy struct {
 
 	lines map[string]int
 	valid bool
+}
+
+// A Signer is who a certificate says it is for, and who vouches for that.
+type Signer struct {
+	Identity string // the certificate's one name
+	Issuer   string
+}
+
+// A Pair says that a builder is signed for by somebody of another name.
+type Pair struct {
+	BuilderID string `toml:"builder_id"`
+	Identity  string `toml:"identity"`
+	Issuer    string `toml:"issuer"`
 }
 
 // Completeness is the least that must be said of each class of inputs.
@@ -160,6 +188,10 @@ func (p *Policy) check(doc *tomlfile.Document) {
 	} else {
 		checkURL(doc, "issuer", p.Issuer)
 	}
+	p.checkSigners(doc)
+	if doc.Has("min_logs") && (p.MinLogs < 0 || p.MinLogs > mostLogs) {
+		doc.Report("min_logs", "0 asks for none; leave the key away for one where the trusted root names any", "%d: want 0 to %d", p.MinLogs, mostLogs)
+	}
 	required(doc, "source", p.Source, `as source = "https://gitlab.example.com/group/project.git"`)
 	for i, source := range p.Source {
 		checkURL(doc, at(doc, "source", i), source)
@@ -181,6 +213,41 @@ func (p *Policy) check(doc *tomlfile.Document) {
 			doc.Report("completeness."+class.Name, near(class.Word, words()),
 				"%q: want %q, %q or %q", class.Word, attest.Hermetic, attest.Border, attest.Declared)
 		}
+	}
+}
+
+// mostLogs is how many logs a policy may ask for: verifiers read no more entries.
+const mostLogs = 8
+
+func (p *Policy) checkSigners(doc *tomlfile.Document) {
+	for i, pair := range p.Signers {
+		where := "signers[" + strconv.Itoa(i) + "]."
+		if !slices.Contains(p.BuilderIDs, pair.BuilderID) {
+			doc.Report(where+"builder_id", "one of builder_ids", "%q is not a builder that the policy accepts", pair.BuilderID)
+		}
+		checkIdentity(doc, where+"identity", pair.Identity)
+		if doc.Has(where + "issuer") {
+			checkURL(doc, where+"issuer", pair.Issuer)
+		}
+		if slices.Contains(p.Signers[:i], pair) {
+			doc.Report(where+"identity", "", "the pair is there twice")
+		}
+	}
+}
+
+// checkIdentity wants a name that a certificate can have: a URI of any scheme,
+// or a mail address.
+func checkIdentity(doc *tomlfile.Document, where, text string) {
+	const hint = `as "spiffe://example.com/hallmark" or "hallmark@example.com"`
+	if strings.Contains(text, "*") {
+		doc.Report(where, "write out each one", "%q looks like a glob, but is compared as it stands", text)
+		return
+	}
+	if u, err := url.Parse(text); err == nil && u.Scheme != "" && u.Host != "" {
+		return
+	}
+	if a, err := mail.ParseAddress(text); err != nil || a.Address != text {
+		doc.Report(where, hint, "%q is neither a URI nor a mail address", text)
 	}
 }
 
@@ -323,6 +390,30 @@ func checkAges(doc *tomlfile.Document, least, most time.Duration) {
 	case most > 0 && least > most:
 		doc.Report("min_age", "", "%s is more than max_age, %s: nothing can meet both", least, most)
 	}
+}
+
+// SignersOf are those who may sign for a builder: the policy's pairs, or
+// without any the builder itself, from the policy's issuer.
+func (p Policy) SignersOf(builderID string) []Signer {
+	var list []Signer
+	for _, pair := range p.Signers {
+		if pair.BuilderID == builderID {
+			list = append(list, Signer{pair.Identity, cmp.Or(pair.Issuer, p.Issuer)})
+		}
+	}
+	if list == nil {
+		list = []Signer{{builderID, p.Issuer}}
+	}
+	return list
+}
+
+// LogsAsked is how many transparency logs must have a signature, under a
+// trusted root that names so many of them.
+func (p Policy) LogsAsked(trusted int) int {
+	if p.Line("min_logs") > 0 {
+		return p.MinLogs
+	}
+	return min(trusted, 1)
 }
 
 // MatchRef reports whether the policy accepts a full ref.

@@ -31,6 +31,8 @@ func TestExample(t *testing.T) {
 	want := Policy{
 		BuilderIDs:        []string{"https://ci.example.com/hallmark/hermetic"},
 		Issuer:            "https://ci.example.com/hallmark",
+		Signers:           []Pair{{"https://ci.example.com/hallmark/hermetic", "hallmark@ci.example.com", "https://login.example.com"}},
+		MinLogs:           1,
 		Source:            []string{"https://gitlab.example.com/acme/app.git"},
 		Ref:               []string{"refs/heads/main", "refs/tags/v*"},
 		RequireProtected:  true,
@@ -52,7 +54,7 @@ func TestExample(t *testing.T) {
 		t.Errorf("valid %v, digest %q, line of ref %d", got.Valid(), got.Digest, got.Line("ref"))
 	}
 	for _, key := range keys(reflect.TypeFor[Policy]()) {
-		if !regexp.MustCompile(`(?m)^(\[` + key + `\]|` + key + ` = )`).MatchString(Example()) {
+		if !regexp.MustCompile(`(?m)^(\[+` + key + `\]+|` + key + ` = )`).MatchString(Example()) {
 			t.Errorf("the example lacks %s", key)
 		}
 	}
@@ -65,8 +67,12 @@ func keys(typ reflect.Type) []string {
 		if name != "" {
 			list = append(list, name)
 		}
-		if typ.Field(i).Type.Kind() == reflect.Struct {
-			list = append(list, keys(typ.Field(i).Type)...)
+		inner := typ.Field(i).Type
+		if inner.Kind() == reflect.Slice {
+			inner = inner.Elem()
+		}
+		if inner.Kind() == reflect.Struct {
+			list = append(list, keys(inner)...)
 		}
 	}
 	return list
@@ -148,6 +154,16 @@ func TestRefused(t *testing.T) {
 		{"age zero", minimal + "max_age = '0s'\n", "p.toml:5:11: max_age: 0s: nothing is that young", "leave the key away to accept any age"},
 		{"age negative", minimal + "min_age = '-1s'\n", "p.toml:5:11: min_age: -1s is negative", ""},
 		{"ages", minimal + "min_age = '2h'\nmax_age = '1h'\n", "p.toml:5:11: min_age: 2h0m0s is more than max_age, 1h0m0s: nothing can meet both", ""},
+		{"logs negative", minimal + "min_logs = -1\n", "p.toml:5:12: min_logs: -1: want 0 to 8", "0 asks for none; leave the key away for one where the trusted root names any"},
+		{"logs", minimal + "min_logs = 9\n", "p.toml:5:12: min_logs: 9: want 0 to 8", "0 asks for none; leave the key away for one where the trusted root names any"},
+		{"signer of nothing", minimal + "[[signers]]\nidentity = 'a@b.example'\n", `p.toml: signers[0].builder_id: "" is not a builder that the policy accepts`, "one of builder_ids"},
+		{"signer of another builder", minimal + pair("https://ci.example.com/hallmark/Hermetic", "a@b.example"), `p.toml:6:14: signers[0].builder_id: "https://ci.example.com/hallmark/Hermetic" is not a builder that the policy accepts`, "one of builder_ids"},
+		{"signer without a name", minimal + "[[signers]]\nbuilder_id = 'https://ci.example.com/hallmark/hermetic'\n", `p.toml: signers[0].identity: "" is neither a URI nor a mail address`, `as "spiffe://example.com/hallmark" or "hallmark@example.com"`},
+		{"signer's word", minimal + pair("https://ci.example.com/hallmark/hermetic", "hallmark"), `p.toml:7:12: signers[0].identity: "hallmark" is neither a URI nor a mail address`, `as "spiffe://example.com/hallmark" or "hallmark@example.com"`},
+		{"signer's display name", minimal + pair("https://ci.example.com/hallmark/hermetic", "H <h@b.example>"), `p.toml:7:12: signers[0].identity: "H <h@b.example>" is neither a URI nor a mail address`, `as "spiffe://example.com/hallmark" or "hallmark@example.com"`},
+		{"signer glob", minimal + pair("https://ci.example.com/hallmark/hermetic", "*@b.example"), `p.toml:7:12: signers[0].identity: "*@b.example" looks like a glob, but is compared as it stands`, "write out each one"},
+		{"signer's issuer", minimal + pair("https://ci.example.com/hallmark/hermetic", "h@b.example") + "issuer = 'login'\n", `p.toml:8:10: signers[0].issuer: "login" is not an absolute http or https URL`, ""},
+		{"signer twice", minimal + pair("https://ci.example.com/hallmark/hermetic", "h@b.example") + pair("https://ci.example.com/hallmark/hermetic", "h@b.example"), `p.toml:10:12: signers[1].identity: the pair is there twice`, ""},
 		{"word", minimal + "[completeness]\npackages = 'hermetical'\n", `p.toml:6:12: completeness.packages: "hermetical": want "hermetic", "border" or "declared"`, `did you mean "hermetic"?`},
 		{"empty word", minimal + "[completeness]\npackages = ''\n", `p.toml:6:12: completeness.packages: "": want "hermetic", "border" or "declared"`, "one of hermetic, border, declared"},
 		{"class", minimal + "[completeness]\npackage = 'border'\n", `p.toml:6:1: unknown key "completeness.package"`, `did you mean "completeness.packages"?`},
@@ -173,6 +189,37 @@ func TestRefused(t *testing.T) {
 				t.Errorf("got  %s\nhint %s\nwant %s\nhint %s", e, e.Hint, tt.want, tt.hint)
 			}
 		})
+	}
+}
+
+func pair(builderID, identity string) string {
+	return "[[signers]]\nbuilder_id = '" + builderID + "'\nidentity = '" + identity + "'\n"
+}
+
+func TestSigners(t *testing.T) {
+	const hermetic, firewalled = "https://ci.example.com/hallmark/hermetic", "https://ci.example.com/hallmark/firewalled"
+	p, err := Parse([]byte(strings.Replace(minimal, `"`+hermetic+`"`, `["`+hermetic+`", "`+firewalled+`"]`, 1) +
+		pair(hermetic, "h@b.example") + "issuer = 'https://login.example.com'\n" + pair(hermetic, "spiffe://b.example/h")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]Signer{{"h@b.example", "https://login.example.com"}, {"spiffe://b.example/h", p.Issuer}}, p.SignersOf(hermetic)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]Signer{{firewalled, p.Issuer}}, p.SignersOf(firewalled)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestLogsAsked(t *testing.T) {
+	for text, want := range map[string][3]int{"": {0, 1, 1}, "min_logs = 0\n": {0, 0, 0}, "min_logs = 2\n": {2, 2, 2}} {
+		p, err := Parse([]byte(minimal + text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := [3]int{p.LogsAsked(0), p.LogsAsked(1), p.LogsAsked(3)}; got != want {
+			t.Errorf("%q: %v with 0, 1 and 3 trusted logs, want %v", text, got, want)
+		}
 	}
 }
 

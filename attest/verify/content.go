@@ -28,7 +28,7 @@ type content struct {
 	form   error // what is wrong with the statement as such
 	pol    policy.Policy
 	digest Digest
-	who    signer
+	who    policy.Signer
 	signed []time.Time
 	now    time.Time
 }
@@ -89,25 +89,30 @@ func (j *content) statement(payloadType string) Check {
 	return f.pass("in-toto v1, SLSA provenance v1, %s", attest.BuildType)
 }
 
-// builder pairs the signer with the builder that the statement names. The last
-// part of a builder id is the profile, which the parameters must repeat.
+// builder pairs the signer with the builder that the statement names: whoever
+// can sign something must not sign as somebody else. The last part of a builder
+// id is the profile, which the parameters must repeat.
 func (j *content) builder() Check {
 	f := asks("builder")
 	id := j.s.Predicate.RunDetails.Builder.ID
+	signers := j.pol.SignersOf(id)
+	named := func(s policy.Signer) bool { return s.Identity == j.who.Identity }
 	switch {
-	case id != j.who.identity:
-		f.add("signed by  %s", j.who.identity)
+	case !slices.ContainsFunc(signers, named):
+		f.add("signed by  %s", j.who.Identity)
 		f.add("claimed    %s", id)
-		return f.fail(0, "the statement names another builder than the one that signed it")
+		return f.fail(j.pol.Line("signers"), "the statement names another builder than the one that signed it")
 	case !slices.Contains(j.pol.BuilderIDs, id):
 		f.add("%s", id)
 		return f.fail(j.pol.Line("builder_ids"), "is not one that the policy accepts")
-	case j.who.issuer != j.pol.Issuer:
-		f.add("%s", j.who.issuer)
-		return f.fail(j.pol.Line("issuer"), "the certificate's issuer is not the policy's")
+	case !slices.Contains(signers, j.who):
+		f.add("%s", j.who.Issuer)
+		return f.fail(cmp.Or(j.pol.Line("signers"), j.pol.Line("issuer")), "the certificate's issuer is not the policy's")
 	case path.Base(id) != j.s.external.Profile:
 		f.add("%s", id)
 		return f.fail(0, "is not the builder of profile %q", j.s.external.Profile)
+	case id != j.who.Identity:
+		return f.pass("%s, signed for by %s", id, j.who.Identity)
 	}
 	return f.pass("%s", id)
 }

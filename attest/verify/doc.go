@@ -15,10 +15,13 @@
 //	              authority in the trusted root; there is at least one
 //	certificate   chains to an authority in the trusted root at each of those
 //	              times, for code signing, and names one identity, a URI
-//	log           every transparency log entry that is present verifies
+//	              or a mail address
+//	log           every transparency log entry verifies, and as many logs have the
+//	              signature as the policy asks for
 //	statement     in-toto v1, SLSA provenance v1, our build type, exactly
-//	builder       the statement's builder id is the certificate's identity, byte
-//	              for byte, is in the policy, and the issuer is the policy's
+//	builder       the statement's builder id is in the policy, and the certificate
+//	              is in its name, byte for byte, from the policy's issuer; or in
+//	              the name and from the issuer that the policy pairs with it
 //	subject       the artifact is among the subjects, by every digest
 //	parameters    no external parameter that this verifier does not know
 //	source        the repository is in the policy, and was what was built
@@ -47,11 +50,21 @@
 //
 // # The transparency log
 //
-// This version does not ask for log entries, because authorities need not write
-// any yet. It does not ignore them either: an entry that is present and does
-// not verify against a log in the trusted root is a FAIL, and so are two from
-// one log. Certificate transparency (SCTs) is not used: the authority's
-// certificates are not issued to anybody but the authority.
+// A policy that says nothing of logs asks for one as soon as the trusted root
+// names one: were the entry optional, whoever has a key that he should not have
+// would leave it out. Every entry that is present must verify against a log in
+// the trusted root, asked for or not. Logs are counted by name; neither two
+// entries nor two keys of one log are two logs. Certificate transparency (SCTs)
+// is not used: what a signer may be called is the policy's to say.
+//
+// # Windows
+//
+// A trusted root says from when until when each key is trusted. Certificates
+// and timestamps are held against the window of the authority that made them, a
+// log entry against that of the log's key, all at the time that the timestamps
+// say. A key that is rotated keeps its window, and old bundles stay good; one
+// that was stolen has its window end before the theft, or is gone from the
+// file. Nobody can sign back into a window without a trusted clock that lies.
 //
 // # Trust
 //

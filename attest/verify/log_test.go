@@ -11,13 +11,15 @@ import (
 func TestLog(t *testing.T) {
 	a := verifytest.New(t)
 	log, second, unknown := a.NewLog("one.example.com"), a.NewLog("two.example.com"), a.NewLog("three.example.com")
-	a.Logs = []any{log.Trusted(), second.Trusted()}
+	rotated := a.NewLog("one.example.com")
+	a.Logs = []any{log.Trusted(), second.Trusted(), rotated.Trusted()}
 	for _, tt := range []struct {
 		name    string
 		entries func(verifytest.Signed) []any
 		want    Status
 	}{
-		{"none", nil, NotChecked},
+		{"none", nil, Fail},
+		{"left out", func(verifytest.Signed) []any { return []any{} }, Fail},
 		{"logged", func(s verifytest.Signed) []any { return []any{log.Entry(s)} }, Pass},
 		{"in two logs", func(s verifytest.Signed) []any { return []any{log.Entry(s), second.Entry(s)} }, Pass},
 		{"one log counted twice", func(s verifytest.Signed) []any {
@@ -26,6 +28,8 @@ func TestLog(t *testing.T) {
 			return []any{log.Entry(s), e}
 		}, Fail},
 		{"one entry twice", func(s verifytest.Signed) []any { return []any{log.Entry(s), log.Entry(s)} }, Fail},
+		{"two keys of one log", func(s verifytest.Signed) []any { return []any{log.Entry(s), rotated.Entry(s)} }, Fail},
+		{"in an unknown log alone", func(s verifytest.Signed) []any { return []any{unknown.Entry(s)} }, Fail},
 		{"in an unknown log too", func(s verifytest.Signed) []any { return []any{log.Entry(s), unknown.Entry(s)} }, Fail},
 		{"entry of another statement", func(s verifytest.Signed) []any {
 			s.Payload = verifytest.Statement(external("project", "evil/app"))
@@ -75,6 +79,55 @@ func TestLog(t *testing.T) {
 			}
 		})
 		if v := judgeBundle(t, a, bundle); v.Verified() || status(v, "bundle") != Fail {
+			t.Error(dump(v))
+		}
+	})
+}
+
+// TestLogsAsked: what the policy asks for, against what the trusted root names
+// and the bundle has. By default a named log must have the signature, so that
+// an entry cannot be stripped.
+func TestLogsAsked(t *testing.T) {
+	a := verifytest.New(t)
+	one, two := a.NewLog("one.example.com"), a.NewLog("two.example.com")
+	for _, tt := range []struct {
+		name, policy   string
+		trusted        []any
+		entries        int
+		want           Status
+		detail, second string
+	}{
+		{name: "nothing named, nothing there", want: NotChecked},
+		{name: "nothing named, one asked for", policy: "min_logs = 1", want: Fail, detail: "in 0 trusted logs", second: "trusted     none"},
+		{name: "nothing named, none asked for", policy: "min_logs = 0", want: NotChecked},
+		{name: "stripped", trusted: []any{one.Trusted()}, want: Fail, detail: "in 0 trusted logs", second: "trusted     https://one.example.com"},
+		{name: "stripped and not asked for", policy: "min_logs = 0", trusted: []any{one.Trusted()}, want: NotChecked},
+		{name: "in one of two", trusted: []any{one.Trusted(), two.Trusted()}, entries: 1, want: Pass, detail: "this signature is in https://one.example.com"},
+		{name: "in one where two are asked for", policy: "min_logs = 2", trusted: []any{one.Trusted(), two.Trusted()}, entries: 1, want: Fail,
+			detail: "in 1 trusted log", second: "trusted     https://one.example.com, https://two.example.com"},
+		{name: "in both", policy: "min_logs = 2", trusted: []any{one.Trusted(), two.Trusted()}, entries: 2, want: Pass},
+		{name: "not asked for, yet of no trusted log", policy: "min_logs = 0", trusted: []any{two.Trusted()}, entries: 1, want: Fail, detail: "not each entry"},
+		{name: "key ended before the signature", trusted: []any{one.TrustedIn("2026-01-01T00:00:00Z", "2026-11-22T10:04:04Z")}, entries: 1, want: Fail,
+			detail: "key was not trusted at 2026-11-22T10:04:05Z", second: "trusted from 2026-01-01T00:00:00Z until 2026-11-22T10:04:04Z"},
+		{name: "key ended with the signature", trusted: []any{one.TrustedIn("2026-01-01T00:00:00Z", "2026-11-22T10:04:05Z")}, entries: 1, want: Pass},
+		{name: "key began long after the signature", trusted: []any{one.TrustedIn("2026-11-22T11:00:00Z", "")}, entries: 1, want: Fail, detail: "key was not trusted"},
+		{name: "key began by another clock", trusted: []any{one.TrustedIn("2026-11-22T10:05:00Z", "")}, entries: 1, want: Pass},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a.Logs = tt.trusted
+			bundle := a.Bundle(verifytest.Statement(), func(f *verifytest.Forgery) {
+				f.LogEntries = func(s verifytest.Signed) []any { return []any{one.Entry(s), two.Entry(s)}[:tt.entries] }
+			})
+			v := judgeBundle(t, a, bundle, tt.policy)
+			if got := status(v, "log"); got != tt.want || v.Verified() != (tt.want != Fail) || !strings.Contains(dump(v), tt.detail) || !strings.Contains(dump(v), tt.second) {
+				t.Errorf("log is %s, want %s\n%s", got, tt.want, dump(v))
+			}
+		})
+	}
+	t.Run("one key twice", func(t *testing.T) {
+		a.Logs = []any{one.TrustedIn("2026-01-01T00:00:00Z", "2026-06-01T00:00:00Z"), one.Trusted()}
+		v := judgeBundle(t, a, a.Bundle(verifytest.Statement()))
+		if v.Outcome() != Undecided || !strings.Contains(v.Reason, "twice") {
 			t.Error(dump(v))
 		}
 	})

@@ -1,16 +1,27 @@
 package verify
 
 import (
+	"crypto/x509"
 	"fmt"
+	"maps"
+	"slices"
+	"time"
 
 	"github.com/sigstore/sigstore-go/pkg/root"
 
 	"hallmark.build/sandbox/record"
 )
 
-// parseRoot reads a Sigstore trusted root that can vouch for something: it
-// names at least one certificate authority and one timestamp authority.
-func parseRoot(text []byte) (*root.TrustedRoot, error) {
+// A trust is a trusted root that can vouch for something.
+type trust struct {
+	*root.TrustedRoot
+	logs map[string]*root.TransparencyLog // by key id, in lower-case hex
+}
+
+// parseRoot reads a Sigstore trusted root. It must name at least one
+// certificate authority and one timestamp authority, and no log's key twice,
+// because of two windows for one key the library would heed the last.
+func parseRoot(text []byte) (*trust, error) {
 	switch {
 	case len(text) == 0:
 		return nil, fmt.Errorf("trusted root: empty")
@@ -20,15 +31,68 @@ func parseRoot(text []byte) (*root.TrustedRoot, error) {
 	if err := record.CheckJSON(text); err != nil {
 		return nil, fmt.Errorf("trusted root: %w", err)
 	}
-	trusted, err := root.NewTrustedRootFromJSON(text)
+	parsed, err := root.NewTrustedRootProtobuf(text)
 	if err != nil {
 		return nil, fmt.Errorf("trusted root: %w", err)
 	}
-	if len(trusted.FulcioCertificateAuthorities()) == 0 {
+	trusted, err := root.NewTrustedRootFromProtobuf(parsed)
+	if err != nil {
+		return nil, fmt.Errorf("trusted root: %w", err)
+	}
+	switch {
+	case len(trusted.FulcioCertificateAuthorities()) == 0:
 		return nil, fmt.Errorf("trusted root: trusts no certificate authority")
-	}
-	if len(trusted.TimestampingAuthorities()) == 0 {
+	case len(trusted.TimestampingAuthorities()) == 0:
 		return nil, fmt.Errorf("trusted root: trusts no timestamp authority")
+	case len(trusted.RekorLogs()) < len(parsed.GetTlogs()):
+		return nil, fmt.Errorf("trusted root: names the key of a transparency log twice")
 	}
-	return trusted, nil
+	return &trust{trusted, trusted.RekorLogs()}, nil
+}
+
+// logNames are the trusted logs' names. Keys of one log, as after a rotation,
+// share its name: two of them are no two logs.
+func (t *trust) logNames() []string {
+	names := map[string]bool{}
+	for _, log := range t.logs {
+		names[log.BaseURL] = true
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// window says when something is trusted.
+type window struct{ start, end time.Time }
+
+// holds reports whether the window is open at a time; lead is how much sooner
+// it may be taken to open.
+func (w window) holds(at time.Time, lead time.Duration) bool {
+	return !at.Before(w.start.Add(-lead)) && (w.end.IsZero() || !at.After(w.end))
+}
+
+func (w window) String() string {
+	text := "trusted"
+	if !w.start.IsZero() {
+		text += " from " + w.start.UTC().Format(time.RFC3339)
+	}
+	if !w.end.IsZero() {
+		text += " until " + w.end.UTC().Format(time.RFC3339)
+	}
+	return text
+}
+
+// whoseWindow lists the certificate authorities whose key made the leaf, and
+// when they are trusted: what there is to say when none of them will do.
+func (t *trust) whoseWindow(leaf *x509.Certificate) []string {
+	var lines []string
+	for _, trusted := range t.FulcioCertificateAuthorities() {
+		ca, ok := trusted.(*root.FulcioCertificateAuthority)
+		if !ok {
+			continue
+		}
+		issued := func(c *x509.Certificate) bool { return leaf.CheckSignatureFrom(c) == nil }
+		if len(lines) < maxEvidence && slices.ContainsFunc(append(slices.Clone(ca.Intermediates), ca.Root), issued) {
+			lines = append(lines, fmt.Sprintf("%s is %s", ca.Root.Subject.CommonName, window{ca.ValidityPeriodStart, ca.ValidityPeriodEnd}))
+		}
+	}
+	return lines
 }

@@ -1,33 +1,31 @@
 package verify
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore-go/pkg/verify"
+
+	"hallmark.build/attest/policy"
 )
 
-// A signer is who signed, by the certificate.
-type signer struct {
-	identity string // the URI, byte for byte
-	issuer   string
-}
-
 // checkTimestamp verifies every timestamp there is, and wants one at least.
-func checkTimestamp(b *parsedBundle, trusted *root.TrustedRoot) (Check, []time.Time) {
+func checkTimestamp(b *parsedBundle, trusted *trust) (Check, []time.Time) {
 	c := Check{Name: "timestamp", Required: true}
 	if b.timestamps == 0 {
 		c.Status, c.Detail = Fail, "no RFC 3161 timestamp: nothing tells when it was signed"
 		return c, nil
 	}
-	stamps, err := verify.VerifySignedTimestampWithThreshold(b.entity, trusted, b.timestamps)
+	stamps, err := verify.VerifySignedTimestampWithThreshold(b.entity, trusted.TrustedRoot, b.timestamps)
 	if err != nil {
 		c.Status, c.Detail = Fail, "not of this signature by a trusted authority"
 		if b.timestamps > 1 {
@@ -54,72 +52,75 @@ func orUnnamed(uri string) string {
 }
 
 // checkCertificate verifies the chain at each time at which it was signed.
-func checkCertificate(b *parsedBundle, trusted *root.TrustedRoot, times []time.Time) (Check, signer) {
+func checkCertificate(b *parsedBundle, trusted *trust, times []time.Time) (Check, policy.Signer) {
 	c := Check{Name: "certificate", Required: true}
 	if len(times) == 0 {
 		c.Status, c.Detail = NotChecked, "no trusted time to check it at"
-		return c, signer{}
+		return c, policy.Signer{}
 	}
 	for _, at := range times {
-		if _, err := verify.VerifyLeafCertificate(at, b.leaf, trusted); err != nil {
+		if _, err := verify.VerifyLeafCertificate(at, b.leaf, trusted.TrustedRoot); err != nil {
 			c.Status = Fail
 			c.Detail = "no chain to a trusted authority at " + at.Format(time.RFC3339)
 			c.Evidence = []string{fmt.Sprintf("serial %x, valid %s to %s, issued by %s", b.leaf.SerialNumber,
 				b.leaf.NotBefore.UTC().Format(time.RFC3339), b.leaf.NotAfter.UTC().Format(time.RFC3339), b.leaf.Issuer)}
-			return c, signer{}
+			c.Evidence = append(c.Evidence, trusted.whoseWindow(b.leaf)...)
+			return c, policy.Signer{}
 		}
 	}
 	who, err := readSigner(b.leaf)
 	if err != nil {
 		c.Status, c.Detail = Fail, oneLine(err)
-		return c, signer{}
+		return c, policy.Signer{}
 	}
 	c.Status = Pass
-	c.Detail = fmt.Sprintf("for %s, from %s", who.identity, who.issuer)
+	c.Detail = fmt.Sprintf("for %s, from %s", who.Identity, who.Issuer)
 	return c, who
 }
 
-// readSigner reads the one identity that a certificate must name, and the
-// issuer in the extensions of Fulcio's that hold it. The library's parsed URL is
-// not used: it might be spelled differently from the bytes.
-func readSigner(leaf *x509.Certificate) (signer, error) {
+// readSigner reads the one identity that a certificate must name, a URI or a
+// mail address, and the issuer in the extensions of Fulcio's that hold it. The
+// library's parsed URL is not used: it might be spelled differently from the
+// bytes.
+func readSigner(leaf *x509.Certificate) (policy.Signer, error) {
 	if leaf.IsCA {
-		return signer{}, errors.New("is that of an authority")
+		return policy.Signer{}, errors.New("is that of an authority")
 	}
 	if leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
-		return signer{}, errors.New("is not for signatures")
+		return policy.Signer{}, errors.New("is not for signatures")
 	}
-	var who signer
+	var who policy.Signer
 	for _, ext := range leaf.Extensions {
 		var err error
 		switch {
 		case ext.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}):
-			who.identity, err = onlyURI(ext.Value)
+			who.Identity, err = onlyName(ext.Value)
 		case ext.Id.Equal(asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, 8}):
-			who.issuer, err = utf8String(ext.Value)
+			who.Issuer, err = utf8String(ext.Value)
 		}
 		if err != nil {
-			return signer{}, err
+			return policy.Signer{}, err
 		}
 	}
-	if who.identity == "" {
-		return signer{}, errors.New("names no identity")
+	if who.Identity == "" {
+		return policy.Signer{}, errors.New("names no identity")
 	}
-	if who.issuer == "" {
-		return signer{}, errors.New("names no issuer")
+	if who.Issuer == "" {
+		return policy.Signer{}, errors.New("names no issuer")
 	}
 	// The older form of the issuer is bare bytes. If it is there it must agree:
 	// verifiers differ in which of the two they read.
 	for _, ext := range leaf.Extensions {
-		if ext.Id.Equal(asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, 1}) && string(ext.Value) != who.issuer {
-			return signer{}, errors.New("names two different issuers")
+		if ext.Id.Equal(asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, 1}) && string(ext.Value) != who.Issuer {
+			return policy.Signer{}, errors.New("names two different issuers")
 		}
 	}
 	return who, nil
 }
 
-// onlyURI reads a subject alternative name extension of exactly one URI.
-func onlyURI(der []byte) (string, error) {
+// onlyName reads a subject alternative name extension of exactly one URI or
+// mail address. The one cannot be taken for the other, for a URI has a scheme.
+func onlyName(der []byte) (string, error) {
 	var names []asn1.RawValue
 	if rest, err := asn1.Unmarshal(der, &names); err != nil || len(rest) > 0 {
 		return "", errors.New("its names do not parse")
@@ -127,11 +128,16 @@ func onlyURI(der []byte) (string, error) {
 	if len(names) != 1 {
 		return "", fmt.Errorf("names %d identities: want exactly one", len(names))
 	}
-	const uniformResourceIdentifier = 6
-	if n := names[0]; n.Class != asn1.ClassContextSpecific || n.Tag != uniformResourceIdentifier || n.IsCompound {
-		return "", errors.New("its identity is not a URI")
+	const rfc822Name, uniformResourceIdentifier = 1, 6
+	n, isURI := names[0], names[0].Tag == uniformResourceIdentifier
+	if n.Class != asn1.ClassContextSpecific || n.IsCompound || !isURI && n.Tag != rfc822Name {
+		return "", errors.New("its identity is neither a URI nor a mail address")
 	}
-	return string(names[0].Bytes), nil
+	name := string(n.Bytes)
+	if isURI != strings.Contains(name, "://") {
+		return "", errors.New("its identity is not of the kind that it says")
+	}
+	return name, nil
 }
 
 func utf8String(der []byte) (string, error) {
@@ -142,30 +148,73 @@ func utf8String(der []byte) (string, error) {
 	return s, nil
 }
 
-// checkLog verifies every log entry there is. None is asked for.
-func checkLog(b *parsedBundle, trusted *root.TrustedRoot) Check {
-	c := Check{Name: "log"}
-	if b.logEntries == 0 {
-		c.Status, c.Detail = NotChecked, "no log entry in the bundle, and none is asked for"
-		return c
+// checkLog verifies every log entry there is, and wants as many logs as the
+// policy asks for.
+func checkLog(b *parsedBundle, trusted *trust, pol policy.Policy, times []time.Time) Check {
+	f := asks("log")
+	known := trusted.logNames()
+	asked := pol.LogsAsked(len(known))
+	switch {
+	case b.logEntries == 0 && asked == 0:
+		return f.unasked("no log entry in the bundle, and none is asked for")
+	case b.logEntries > 0 && len(times) == 0:
+		f.c.Status, f.c.Detail = NotChecked, "no trusted time to check it at"
+		return f.c
 	}
-	c.Required = true
-	// The threshold counts logs, not entries: it can be met only if all
-	// entries verify and are from different logs.
-	if _, err := verify.VerifyTlogEntry(b.entity, trusted, b.logEntries, false); err != nil {
-		c.Status, c.Detail = Fail, "not each entry is of this signature, in a trusted log of its own"
-		c.Evidence = []string{oneLine(err)}
-		return c
+	names, err := logsOf(f, b, trusted, times)
+	if err != nil {
+		return f.fail(0, "%s", oneLine(err))
 	}
-	c.Status, c.Detail = Pass, "this signature is in "+count(b.logEntries, "trusted log")
-	return c
+	if len(names) < asked {
+		f.add("asked for   %d", asked)
+		f.add("trusted     %s", cmp.Or(strings.Join(known, ", "), "none"))
+		return f.fail(pol.Line("min_logs"), "this signature is in %s", count(len(names), "trusted log"))
+	}
+	return f.pass("this signature is in %s", strings.Join(names, ", "))
+}
+
+// logsOf are the logs that a bundle has a good entry of. They are told apart by
+// name: neither two entries nor two keys of one log are two logs. A log's key
+// must have been trusted when the signature was made, which the library does
+// not ask; a log may be younger by what clocks differ.
+func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]string, error) {
+	// The threshold counts keys, not entries: it can be met only if all
+	// entries verify and are of different keys.
+	if _, err := verify.VerifyTlogEntry(b.entity, trusted.TrustedRoot, b.logEntries, false); err != nil {
+		f.add("%s", oneLine(err))
+		return nil, errors.New("not each entry is of this signature, in a trusted log of its own")
+	}
+	entries, err := b.entity.TlogEntries()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, entry := range entries {
+		log := trusted.logs[hex.EncodeToString([]byte(entry.LogKeyID()))]
+		if log == nil {
+			return nil, errors.New("an entry is in no trusted log")
+		}
+		open := window{log.ValidityPeriodStart, log.ValidityPeriodEnd}
+		for _, at := range times {
+			if !open.holds(at, clockSkew) {
+				f.add("%s is %s", log.BaseURL, open)
+				return nil, fmt.Errorf("the log's key was not trusted at %s", at.Format(time.RFC3339))
+			}
+		}
+		if slices.Contains(names, log.BaseURL) {
+			f.add("%s", log.BaseURL)
+			return nil, errors.New("two entries are in one log")
+		}
+		names = append(names, log.BaseURL)
+	}
+	return names, nil
 }
 
 // checkSignature verifies the signature with the certificate's key. If all else
 // is well it asks sigstore-go for the whole once more, so that our order of
 // its parts is never less than its own. (What has failed already it need not
 // refuse again.)
-func checkSignature(b *parsedBundle, trusted *root.TrustedRoot, who signer, whole bool) Check {
+func checkSignature(b *parsedBundle, trusted *trust, who policy.Signer, whole bool) Check {
 	c := Check{Name: "signature", Required: true}
 	key, ok := b.leaf.PublicKey.(*ecdsa.PublicKey)
 	if !ok || key.Curve != elliptic.P256() {
@@ -182,7 +231,7 @@ func checkSignature(b *parsedBundle, trusted *root.TrustedRoot, who signer, whol
 		c.Status, c.Detail = Fail, oneLine(err)
 		return c
 	}
-	if err := verify.VerifySignature(content, material, trusted); err != nil {
+	if err := verify.VerifySignature(content, material, trusted.TrustedRoot); err != nil {
 		c.Status, c.Detail = Fail, "does not verify with the certificate's key"
 		c.Evidence = []string{oneLine(err)}
 		return c
@@ -198,16 +247,16 @@ func checkSignature(b *parsedBundle, trusted *root.TrustedRoot, who signer, whol
 	return c
 }
 
-func verifyWhole(b *parsedBundle, trusted *root.TrustedRoot, who signer) error {
+func verifyWhole(b *parsedBundle, trusted *trust, who policy.Signer) error {
 	options := []verify.VerifierOption{verify.WithSignedTimestamps(b.timestamps), verify.WithoutStatementPredicate()}
 	if b.logEntries > 0 {
 		options = append(options, verify.WithTransparencyLog(b.logEntries))
 	}
-	v, err := verify.NewVerifier(trusted, options...)
+	v, err := verify.NewVerifier(trusted.TrustedRoot, options...)
 	if err != nil {
 		return err
 	}
-	identity, err := verify.NewShortCertificateIdentity(who.issuer, "", who.identity, "")
+	identity, err := verify.NewShortCertificateIdentity(who.Issuer, "", who.Identity, "")
 	if err != nil {
 		return err
 	}

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/sigstore/sigstore-go/pkg/root"
-
 	"hallmark.build/attest"
 	"hallmark.build/attest/policy"
 )
@@ -109,7 +107,7 @@ func score(v Verdict) int {
 }
 
 // judge makes every check on one bundle.
-func judge(v Verdict, now time.Time, text []byte, pol policy.Policy, trusted *root.TrustedRoot) Verdict {
+func judge(v Verdict, now time.Time, text []byte, pol policy.Policy, trusted *trust) Verdict {
 	b, err := parseBundle(text)
 	if errors.Is(err, errUnreadable) {
 		return undecided(v, oneLine(err), "")
@@ -121,7 +119,7 @@ func judge(v Verdict, now time.Time, text []byte, pol policy.Policy, trusted *ro
 	form := Check{Name: "bundle", Status: Pass, Required: true, Detail: "Sigstore bundle v0.3, one signature, one certificate"}
 	stamped, times := checkTimestamp(b, trusted)
 	certified, who := checkCertificate(b, trusted, times)
-	logged := checkLog(b, trusted)
+	logged := checkLog(b, trusted, pol, times)
 	others := stamped.Status == Pass && certified.Status == Pass && logged.Status != Fail
 	s, err := readStatement(b.payload) // says nothing yet
 	sound := s != nil && err == nil && b.payloadType == attest.PayloadType
@@ -154,7 +152,7 @@ func rest(n int, why string) []Check {
 func (j *content) claim() *Claim {
 	def, run := j.s.Predicate.BuildDefinition, j.s.Predicate.RunDetails
 	return &Claim{
-		BuilderID: run.Builder.ID, Issuer: j.who.issuer,
+		BuilderID: run.Builder.ID, Issuer: j.who.Issuer,
 		Project: j.s.external.Project, Source: j.s.external.Source, Ref: j.s.external.Ref,
 		Commit: def.InternalParameters.GitLab.SHA, JobID: def.InternalParameters.GitLab.JobID, JobName: j.s.external.JobName,
 		InvocationID: run.Metadata.InvocationID, Result: j.s.Predicate.Result.Result,

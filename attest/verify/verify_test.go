@@ -92,7 +92,12 @@ func TestVerified(t *testing.T) {
 
 func TestVerifiedUnderTheFullPolicy(t *testing.T) {
 	a := verifytest.New(t)
-	bundle := a.Bundle(verifytest.Statement())
+	log := a.NewLog("log.example.com")
+	a.Logs = []any{log.Trusted()}
+	bundle := a.Bundle(verifytest.Statement(), func(f *verifytest.Forgery) {
+		f.Leaf = mailLeaf("hallmark@ci.example.com", "https://login.example.com", f.SignedAt)
+		f.LogEntries = func(s verifytest.Signed) []any { return []any{log.Entry(s)} }
+	})
 	pol, err := policy.Parse([]byte(policy.Example()))
 	if err != nil {
 		t.Fatal(err)
@@ -102,10 +107,17 @@ func TestVerifiedUnderTheFullPolicy(t *testing.T) {
 		t.Fatal(dump(v))
 	}
 	for _, c := range v.Checks {
-		if c.Status != Pass && c.Name != "log" {
+		if c.Status != Pass {
 			t.Errorf("%+v", c)
 		}
 	}
+}
+
+// mailLeaf is the certificate of a signer that is known by a mail address.
+func mailLeaf(address, issuer string, at time.Time) *x509.Certificate {
+	leaf := verifytest.LeafTemplate("https://none.example", issuer, at)
+	leaf.URIs, leaf.EmailAddresses = nil, []string{address}
+	return leaf
 }
 
 func TestVerifiedWithIntermediateAndLargeStatement(t *testing.T) {
@@ -314,8 +326,14 @@ func TestEachCheckFailsAlone(t *testing.T) {
 		{name: "URI and mail address", check: "certificate", detail: "names 2 identities", forge: func(f *verifytest.Forgery) {
 			f.Leaf.EmailAddresses = []string{"a@example.com"}
 		}},
-		{name: "mail address", check: "certificate", detail: "not a URI", forge: func(f *verifytest.Forgery) {
-			f.Leaf.URIs, f.Leaf.EmailAddresses = nil, []string{"a@example.com"}
+		{name: "host name", check: "certificate", detail: "neither a URI nor a mail address", forge: func(f *verifytest.Forgery) {
+			f.Leaf.URIs, f.Leaf.DNSNames = nil, []string{"ci.example.com"}
+		}},
+		{name: "builder id as a mail address", check: "certificate", detail: "not of the kind", forge: func(f *verifytest.Forgery) {
+			f.Leaf.URIs, f.Leaf.EmailAddresses = nil, []string{verifytest.BuilderID}
+		}},
+		{name: "mail address as a URI", check: "certificate", detail: "not of the kind", forge: func(f *verifytest.Forgery) {
+			f.Leaf.URIs = []*url.URL{{Path: "a@example.com"}}
 		}},
 		{name: "no identity", check: "certificate", detail: "names no identity", forge: func(f *verifytest.Forgery) { f.Leaf.URIs = nil }},
 		{name: "no issuer", check: "certificate", detail: "names no issuer", forge: func(f *verifytest.Forgery) { f.Leaf.ExtraExtensions = nil }},
@@ -912,7 +930,7 @@ func FuzzStatement(f *testing.F) {
 			return
 		}
 		j := &content{s: s, form: err, pol: pol, digest: sha256.Sum256(verifytest.Artifact()), now: now(),
-			who: signer{verifytest.BuilderID, verifytest.Issuer}, signed: []time.Time{verifytest.SignedAt()}}
+			who: policy.Signer{Identity: verifytest.BuilderID, Issuer: verifytest.Issuer}, signed: []time.Time{verifytest.SignedAt()}}
 		checks := append(rest(0, "")[:5], j.checks("application/vnd.in-toto+json")...)
 		for i := range checks[:5] {
 			checks[i].Status = Pass

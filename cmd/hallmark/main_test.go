@@ -37,11 +37,12 @@ var update = flag.Bool("update", false, "write what scripts print into them")
 //	attest FILE [OUT] [K=V...]    sign FILE into OUT (FILE.sigstore.json); K is
 //	                              a path into the statement, V its new value
 //	                              with Go's escapes
+//	attest-logged FILE [OUT] [K=V...]  the same, with an entry in a log
 //	sparse FILE SIZE              make a file of zeros
 //	toml FILE                     FILE is TOML
 //
-// and the files policy.toml and root.json, which go with what attest signs. At
-// $FROM is a server; see [authority].
+// and the files policy.toml and root.json, which go with what attest signs;
+// logged.json is root.json with the log. At $FROM is a server; see [authority].
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata", UpdateScripts: *update, RequireExplicitExec: true, RequireUniqueNames: true,
@@ -53,12 +54,15 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", name)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "attest": attestFile, "sparse": sparse, "toml": isTOML,
+			"exits": exits, "attest": attestFile, "attest-logged": attestLogged, "sparse": sparse, "toml": isTOML,
 		},
 	})
 }
 
-type signerKey struct{}
+type (
+	signerKey struct{}
+	logKey    struct{}
+)
 
 func setup(env *testscript.Env) error {
 	t := env.T().(testing.TB)
@@ -67,9 +71,14 @@ func setup(env *testscript.Env) error {
 	server := httptest.NewServer(authority(env.WorkDir))
 	env.Defer(server.Close)
 	env.Setenv("FROM", server.URL)
+	log := signer.NewLog("log.example.com")
+	env.Values[logKey{}] = log
 	return errors.Join(
 		os.WriteFile(filepath.Join(env.WorkDir, "policy.toml"), []byte(verifytest.Policy), 0o644),
 		os.WriteFile(filepath.Join(env.WorkDir, "root.json"), signer.TrustedRoot(), 0o644),
+		os.WriteFile(filepath.Join(env.WorkDir, "logged.json"), signer.TrustedRoot(func(root map[string]any) {
+			root["tlogs"] = []any{log.Trusted()}
+		}), 0o644),
 	)
 }
 
@@ -93,7 +102,15 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func attestFile(ts *testscript.TestScript, neg bool, args []string) {
+func attestFile(ts *testscript.TestScript, neg bool, args []string) { attest(ts, neg, args) }
+
+func attestLogged(ts *testscript.TestScript, neg bool, args []string) {
+	attest(ts, neg, args, func(f *verifytest.Forgery) {
+		f.LogEntries = func(s verifytest.Signed) []any { return []any{ts.Value(logKey{}).(*verifytest.Log).Entry(s)} }
+	})
+}
+
+func attest(ts *testscript.TestScript, neg bool, args []string, edits ...func(*verifytest.Forgery)) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: attest FILE [OUT] [K=V...]")
 	}
@@ -121,9 +138,9 @@ func attestFile(ts *testscript.TestScript, neg bool, args []string) {
 			verifytest.At(s, keys[:len(keys)-1]...)[keys[len(keys)-1]] = value
 		}
 	})
-	bundle := ts.Value(signerKey{}).(*verifytest.Authority).Bundle(statement, func(f *verifytest.Forgery) {
+	bundle := ts.Value(signerKey{}).(*verifytest.Authority).Bundle(statement, append(edits, func(f *verifytest.Forgery) {
 		f.SignedAt, f.Leaf = at, verifytest.LeafTemplate(f.Identity, verifytest.Issuer, at)
-	})
+	})...)
 	ts.Check(os.WriteFile(ts.MkAbs(out), bundle, 0o644))
 }
 

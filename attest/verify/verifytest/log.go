@@ -32,14 +32,21 @@ func (l *Log) public() []byte {
 	return der
 }
 
-// Trusted is the log as it stands in a trusted root.
-func (l *Log) Trusted() any {
+// Trusted is the log as it stands in a trusted root, from 2026 on.
+func (l *Log) Trusted() any { return l.TrustedIn("2026-01-01T00:00:00Z", "") }
+
+// TrustedIn is the log with a window for its key; no end means none.
+func (l *Log) TrustedIn(start, end string) any {
+	valid := map[string]any{"start": start}
+	if end != "" {
+		valid["end"] = end
+	}
 	id := sha256.Sum256(l.public())
 	return map[string]any{
 		"baseUrl": "https://" + l.name, "hashAlgorithm": "SHA2_256", "logId": map[string]any{"keyId": b64(id[:])},
 		"publicKey": map[string]any{
 			"rawBytes": b64(l.public()), "keyDetails": "PKIX_ECDSA_P256_SHA_256",
-			"validFor": map[string]any{"start": "2026-01-01T00:00:00Z"},
+			"validFor": valid,
 		},
 	}
 }

@@ -134,8 +134,8 @@ func (a *Authority) check(err error) {
 	}
 }
 
-// TrustedRoot is what verifiers are given.
-func (a *Authority) TrustedRoot() []byte {
+// TrustedRoot is what verifiers are given, after the edits.
+func (a *Authority) TrustedRoot(edits ...func(root map[string]any)) []byte {
 	a.t.Helper()
 	chain := []*x509.Certificate{a.Root.Cert}
 	if a.Intermediate != nil {
@@ -149,7 +149,21 @@ func (a *Authority) TrustedRoot() []byte {
 	if a.Logs != nil {
 		root["tlogs"] = a.Logs
 	}
+	for _, edit := range edits {
+		edit(root)
+	}
 	return a.json(root)
+}
+
+// Authorities are the authority's own entries in a trusted root, of certificates
+// and of time, each trusted until a time if that is given.
+func (a *Authority) Authorities(until string) (certificates, time map[string]any) {
+	certificates, time = entry(a.Root.Cert), entry(a.TSA.Cert, a.TSARoot.Cert)
+	if until != "" {
+		certificates["validFor"].(map[string]any)["end"] = until
+		time["validFor"].(map[string]any)["end"] = until
+	}
+	return certificates, time
 }
 
 func entry(chain ...*x509.Certificate) map[string]any {
