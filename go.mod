@@ -14,6 +14,7 @@ require (
 	github.com/containerd/log v0.1.0 // containerd's client logs through it: turned to our logger
 	github.com/containerd/platforms v1.0.0-rc.5 // names of platforms as containerd has them
 	github.com/digitorus/timestamp v0.0.0-20231217203849-220c5c2851b7 // RFC 3161, as Sigstore's own timestamp authority uses it
+	github.com/go-jose/go-jose/v4 v4.1.9 // signatures of GitLab's ID tokens
 	github.com/google/go-cmp v0.7.0 // tests
 	github.com/google/go-containerregistry v0.22.1 // names, manifests and registries of images
 	github.com/google/nftables v0.3.0 // the steering rule inside a job's network namespace

@@ -28,7 +28,8 @@ func facts() gitlab.Facts {
 
 const answer = `{"id":4242,"status":"running","stage":"build","name":"compile","ref":"main","tag":false,"coverage":null,
 "web_url":"https://gitlab.example.com/group/project/-/jobs/4242","commit":{"id":"3f786850e387550fdab836ed7e6dc881de23001b","title":"x"},
-"pipeline":{"id":9001,"iid":4,"project_id":77,"sha":"3f786850e387550fdab836ed7e6dc881de23001b","ref":"main"},"user":{"id":3,"username":"u"}}`
+"pipeline":{"id":9001,"iid":4,"project_id":77,"sha":"3f786850e387550fdab836ed7e6dc881de23001b","ref":"main"},"user":{"id":3,"username":"u"},
+"runner":{"id":7,"description":"r"},"runner_manager":{"id":1,"system_id":"s_0123456789ab"},"erased_at":null}`
 
 func serve(t *testing.T, h http.HandlerFunc) *gitlab.Client {
 	t.Helper()
@@ -68,7 +69,7 @@ func TestConfirmed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(gitlab.Confirmed{Project: "group/project", Host: "gitlab.example.com"}, have); diff != "" {
+	if diff := cmp.Diff(gitlab.Confirmed{Project: "group/project", Host: "gitlab.example.com", Runner: 7, Manager: "s_0123456789ab"}, have); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -116,6 +117,7 @@ func TestDisagreements(t *testing.T) {
 		"ref":         func(f *gitlab.Facts) { f.Ref = "release" },
 		"tag":         func(f *gitlab.Facts) { f.Tag = true },
 		"commit":      func(f *gitlab.Facts) { f.SHA = strings.Repeat("0", 40) },
+		"runner":      func(f *gitlab.Facts) { f.Runner = 8 },
 	} {
 		f := facts()
 		change(&f)
@@ -129,10 +131,97 @@ func TestDisagreements(t *testing.T) {
 		"pipeline commit": strings.Replace(answer, `"sha":"3f`, `"sha":"00`, 1),
 		"id":              `{}`,
 		"user id":         strings.Replace(answer, `"user":{"id":3,"username":"u"}`, `"user":null`, 1),
+		"erasure":         strings.Replace(answer, `"erased_at":null`, `"erased_at":"2026-11-26T12:00:00.000Z"`, 1),
+		"runner":          strings.Replace(answer, `"runner":{"id":7,"description":"r"}`, `"runner":null`, 1),
 	} {
 		_, err := serve(t, says(body)).Check(t.Context(), token, facts())
 		if d, ok := errors.AsType[*gitlab.Disagreement](err); !ok || d.Field != field {
 			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+// atOpening is what was confirmed when the job was opened.
+func atOpening() gitlab.Facts {
+	f := facts()
+	f.Runner, f.Manager = 7, "s_0123456789ab"
+	return f
+}
+
+func TestClosing(t *testing.T) {
+	for name, c := range map[string]struct{ from, to, field string }{
+		"running":         {"", "", ""},
+		"canceling":       {`"running"`, `"canceling"`, ""},
+		"canceled":        {`"running"`, `"canceled"`, "status"},
+		"success":         {`"running"`, `"success"`, "status"},
+		"a new status":    {`"running"`, `"waiting_for_callback"`, "status"},
+		"erased":          {`"erased_at":null`, `"erased_at":"2026-11-26T12:00:00.000Z"`, "erasure"},
+		"another runner":  {`"runner":{"id":7`, `"runner":{"id":8`, "runner"},
+		"no runner":       {`"runner":{"id":7,"description":"r"}`, `"runner":null`, "runner"},
+		"another machine": {`s_0123456789ab`, `s_0123456789ac`, "runner's machine"},
+		"another commit":  {`"commit":{"id":"3f`, `"commit":{"id":"00`, "commit"},
+		"another user":    {`"user":{"id":3`, `"user":{"id":4`, "user id"},
+	} {
+		body := strings.Replace(answer, c.from, c.to, 1)
+		err := serve(t, says(body)).Closing(t.Context(), token, atOpening())
+		d, ok := errors.AsType[*gitlab.Disagreement](err)
+		if c.field == "" && err != nil || c.field != "" && (!ok || d.Field != c.field) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	ended := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	if d, ok := errors.AsType[*gitlab.Disagreement](ended.Closing(t.Context(), token, atOpening())); !ok || !d.TokenEnded() {
+		t.Error("a token that ended is no disagreement about it")
+	}
+}
+
+// TestEnded has the jobs that are asked about once their token has ended.
+func TestEnded(t *testing.T) {
+	for name, c := range map[string]struct{ status, result, from, to, field string }{
+		"success":            {status: "success", result: "success"},
+		"failed":             {status: "failed", result: "failed"},
+		"timed out":          {status: "failed", result: "canceled"},
+		"canceled":           {status: "canceled", result: "canceled"},
+		"still running":      {status: "running", result: "success"},
+		"runner deleted":     {status: "success", result: "success", from: `"runner":{"id":7,"description":"r"}`, to: `"runner":null`},
+		"turned red":         {status: "failed", result: "success", field: "status"},
+		"canceled after all": {status: "canceled", result: "success", field: "status"},
+		"turned green":       {status: "success", result: "failed", field: "status"},
+		"never ran":          {status: "pending", result: "success", field: "status"},
+		"erased":             {status: "success", result: "success", from: `"erased_at":null`, to: `"erased_at":"2026-11-26T12:00:00.000Z"`, field: "erasure"},
+		"another runner":     {status: "success", result: "success", from: `"runner":{"id":7`, to: `"runner":{"id":8`, field: "runner"},
+		"another project":    {status: "success", result: "success", from: `"project_id":77`, to: `"project_id":78`, field: "project id"},
+	} {
+		body := strings.Replace(strings.Replace(answer, `"running"`, `"`+c.status+`"`, 1), c.from, c.to, 1)
+		client := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/api/v4/projects/77/jobs/4242" || r.Header.Get("PRIVATE-TOKEN") != "glpat-own" || r.Header.Get("JOB-TOKEN") != "" {
+				t.Errorf("asked %s with %q", r.URL, r.Header.Get("PRIVATE-TOKEN"))
+			}
+			says(body)(w, r)
+		}).WithToken(func() (string, error) { return "glpat-own", nil })
+		err := client.Ended(t.Context(), atOpening(), c.result)
+		d, ok := errors.AsType[*gitlab.Disagreement](err)
+		if c.field == "" && err != nil || c.field != "" && (!ok || d.Field != c.field) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestEndedUndecided has what leaves open how a job ended.
+func TestEndedUndecided(t *testing.T) {
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
+	if err := c.Ended(t.Context(), atOpening(), "success"); !errors.Is(err, gitlab.ErrNoToken) {
+		t.Errorf("without a token: %v", err)
+	}
+	for name, read := range map[string]func() (string, error){
+		"may not see it": func() (string, error) { return "glpat-own", nil },
+		"no file":        func() (string, error) { return "", errors.New("no such file") },
+		"empty":          func() (string, error) { return "", nil },
+		"two lines":      func() (string, error) { return "a\nb", nil },
+	} {
+		err := c.WithToken(read).Ended(t.Context(), atOpening(), "success")
+		if _, security := errors.AsType[*gitlab.Disagreement](err); err == nil || security || strings.Contains(err.Error(), "glpat") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
