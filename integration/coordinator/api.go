@@ -21,6 +21,12 @@ import (
 // wait for what stands in it.
 const traceInterval = "1"
 
+// The one runner that takes jobs here, and its machine.
+const (
+	runnerID  = 7
+	managerID = "s_000000000000"
+)
+
 func (s *Server) register(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, r.Body)
 	reply(w, http.StatusCreated, map[string]any{"id": 7, "token": "glrt-registered", "token_expires_at": nil})
@@ -291,8 +297,27 @@ func (s *Server) job(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case a == nil:
 		refuse(w, http.StatusUnauthorized, "")
-	case !a.state.open():
+	case !a.shown().open():
 		refuse(w, http.StatusForbidden, "Job is not running")
+	case a.erased:
+		refuse(w, http.StatusForbidden, "Job has been erased!")
+	default:
+		reply(w, http.StatusOK, a.entity(s.base.String()))
+	}
+}
+
+// projectJob is GET /api/v4/projects/:id/jobs/:job_id: the same, for people and
+// programs with a token of their own.
+func (s *Server) projectJob(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id, err := strconv.ParseInt(r.PathValue("id"), 10, 64)
+	a := s.attempts[id]
+	switch {
+	case s.opts.ReadToken == "" || !equal(r.Header.Get("PRIVATE-TOKEN"), s.opts.ReadToken):
+		refuse(w, http.StatusUnauthorized, "")
+	case err != nil || a == nil || r.PathValue("project") != strconv.FormatInt(a.Job.ProjectID, 10):
+		refuse(w, http.StatusNotFound, "")
 	default:
 		reply(w, http.StatusOK, a.entity(s.base.String()))
 	}
@@ -315,11 +340,15 @@ func (s *Server) byToken(token string) *Attempt {
 func (a *Attempt) entity(base string) map[string]any {
 	j := &a.Job
 	project := base + "/" + j.Project
+	var erased any
+	if a.erased {
+		erased = "2026-11-26T12:30:00.000Z"
+	}
 	user := map[string]any{"id": j.UserID, "username": "alice", "name": "Alice Example", "state": "active", "web_url": base + "/alice"}
 	return map[string]any{
 		"id": j.ID, "status": a.shown(), "stage": j.Stage, "name": j.Name, "ref": j.Ref, "tag": j.Tag,
 		"coverage": nil, "allow_failure": false,
-		"created_at": "2026-11-26T12:00:00.000Z", "started_at": "2026-11-26T12:00:00.500Z", "finished_at": nil,
+		"created_at": "2026-11-26T12:00:00.000Z", "started_at": "2026-11-26T12:00:00.500Z", "finished_at": nil, "erased_at": erased,
 		"duration": 1.0, "queued_duration": 0.4, "user": user,
 		"commit": map[string]any{
 			"id": j.SHA, "short_id": j.SHA[:min(8, len(j.SHA))], "title": "a commit", "message": "a commit",
@@ -333,10 +362,10 @@ func (a *Attempt) entity(base string) map[string]any {
 		"project":   map[string]any{"ci_job_token_scope_enabled": false},
 		"artifacts": []any{}, "artifacts_expire_at": nil, "archived": false, "tag_list": []string{"hallmark"},
 		"runner": map[string]any{
-			"id": 7, "description": "hallmark", "active": true, "paused": false, "is_shared": false,
+			"id": a.runner, "description": "hallmark", "active": true, "paused": false, "is_shared": false,
 			"runner_type": "project_type", "name": "gitlab-runner", "online": true, "status": "online",
 		},
-		"runner_manager": map[string]any{"id": 1, "system_id": "s_000000000000", "version": "19.4.0", "platform": "linux", "architecture": "amd64"},
+		"runner_manager": map[string]any{"id": 1, "system_id": a.manager, "version": "19.4.0", "platform": "linux", "architecture": "amd64"},
 	}
 }
 

@@ -36,6 +36,9 @@ type Attempt struct {
 	// Guarded by server.mu.
 	state     State
 	status    State // answered in place of state, once canceled
+	erased    bool
+	runner    int64
+	manager   string
 	trace     []byte
 	cancelOn  []byte
 	cancelTo  State
@@ -176,6 +179,23 @@ func (a *Attempt) Cancel() { a.setStatus(Canceling) }
 // ForceCancel cancels at once: the runner learns of it as "canceled".
 func (a *Attempt) ForceCancel() { a.setStatus(Canceled) }
 
+// Erase removes the job's trace and artifacts, as a person does with the button.
+func (a *Attempt) Erase() {
+	a.server.mu.Lock()
+	defer a.server.mu.Unlock()
+	a.erased, a.trace, a.artifacts = true, nil, nil
+}
+
+// MoveTo has GitLab say that another runner and machine have the job.
+func (a *Attempt) MoveTo(runner int64, manager string) {
+	a.server.mu.Lock()
+	defer a.server.mu.Unlock()
+	a.runner, a.manager = runner, manager
+}
+
+// End ends a job that no runner drives, as GitLab would show it.
+func (a *Attempt) End(state State) { a.setStatus(state) }
+
 // CancelOn cancels, to Canceling or Canceled, as soon as the trace holds text.
 func (a *Attempt) CancelOn(text string, to State) {
 	a.server.mu.Lock()
@@ -204,10 +224,13 @@ func (a *Attempt) TruncateTrace(n int) {
 	a.trace = a.trace[:min(n, len(a.trace))]
 }
 
-// finish takes the final update. The caller holds server.mu.
+// finish takes the final update. A job that a person canceled is shown as
+// canceled, whatever the runner made of it. The caller holds server.mu.
 func (a *Attempt) finish(u Update) {
 	a.state = State(u.State)
-	a.status = ""
+	if a.status == Canceling {
+		a.status = Canceled
+	}
 	a.result = &Result{
 		ID: a.Job.ID, State: a.state, FailureReason: u.FailureReason, ExitCode: u.ExitCode,
 		Trace: string(a.trace), Artifacts: slices.Clone(a.artifacts), Updates: slices.Clone(a.updates),

@@ -15,6 +15,7 @@ package coordinator
 
 import (
 	"crypto/rand"
+	"crypto/rsa"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -41,6 +42,8 @@ type Options struct {
 	Repositories string
 	// GitToken is a password that Git may give besides the tokens of jobs.
 	GitToken string
+	// ReadToken is a personal token that may read all jobs.
+	ReadToken string
 	// LongPoll is how long a request for a job waits for one to be added.
 	LongPoll time.Duration
 	// OnTrace, if set, gets each new piece of a job's trace as it comes in.
@@ -61,11 +64,16 @@ type Server struct {
 	faults   []*Fault
 	down     bool
 	requests []Request
+	idKey    *rsa.PrivateKey // signs ID tokens
 }
 
 // New makes a server. Jobs get ids from 4001 on.
 func New(opts Options) (*Server, error) {
-	s := &Server{opts: opts, next: 4001, added: make(chan struct{}), attempts: map[int64]*Attempt{}}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, fmt.Errorf("coordinator: %w", err)
+	}
+	s := &Server{opts: opts, next: 4001, added: make(chan struct{}), attempts: map[int64]*Attempt{}, idKey: key}
 	if opts.URL != "" {
 		if err := s.SetURL(opts.URL); err != nil {
 			return nil, err
@@ -80,6 +88,9 @@ func New(opts Options) (*Server, error) {
 	mux.HandleFunc("POST /api/v4/jobs/{id}/artifacts", s.upload)
 	mux.HandleFunc("GET /api/v4/jobs/{id}/artifacts", s.download)
 	mux.HandleFunc("GET /api/v4/job", s.job)
+	mux.HandleFunc("GET /api/v4/projects/{project}/jobs/{id}", s.projectJob)
+	mux.HandleFunc("GET /.well-known/openid-configuration", s.discovery)
+	mux.HandleFunc("GET /oauth/discovery/keys", s.keys)
 	if opts.Repositories != "" {
 		git, err := newGit(opts.Repositories)
 		if err != nil {
@@ -141,11 +152,14 @@ func (s *Server) AddJob(j Job) (*Attempt, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.addIDTokens(&j); err != nil {
+		return nil, err
+	}
 	payload, err := j.payload(s.base, token, deps)
 	if err != nil {
 		return nil, err
 	}
-	a := &Attempt{Job: j, server: s, token: token, payload: payload, state: Pending, done: make(chan struct{})}
+	a := &Attempt{Job: j, server: s, token: token, payload: payload, state: Pending, runner: runnerID, manager: managerID, done: make(chan struct{})}
 	s.attempts[j.ID] = a
 	if !j.Held {
 		s.enqueue(a)

@@ -3,8 +3,10 @@ package coordinator
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,6 +40,9 @@ type Job struct {
 	Hooks        []Hook
 	Depth        int           // 20; negative for the whole history
 	Timeout      time.Duration // 10 minutes
+	// IDTokens are ID tokens by the name of the variable that holds them, each
+	// with the audience that it is for.
+	IDTokens map[string]string
 
 	// Runner is the token of the only runner that gets the job, as tags would
 	// have it. Empty for any.
@@ -46,6 +51,8 @@ type Job struct {
 	Held bool
 	// Change has the last word on the payload, as decoded JSON.
 	Change func(payload map[string]any) `json:"-"`
+
+	signed map[string]string // IDTokens, made
 }
 
 // Image is an image as .gitlab-ci.yml names it.
@@ -327,6 +334,9 @@ func (j *Job) predefined(base *url.URL, repo, token string) []Variable {
 	out = append(out, Variable{Key: "CI_REPOSITORY_URL", Value: repo})
 	add("CI_DEPENDENCY_PROXY_USER", "gitlab-ci-token")
 	hide("CI_DEPENDENCY_PROXY_PASSWORD", token)
+	for _, name := range slices.Sorted(maps.Keys(j.signed)) {
+		hide(name, j.signed[name])
+	}
 	add("CI_JOB_NAME", j.Name)
 	add("CI_JOB_NAME_SLUG", j.Name)
 	add("CI_JOB_STAGE", j.Stage)
@@ -361,7 +371,7 @@ func (j *Job) predefined(base *url.URL, repo, token string) []Variable {
 	}
 	add("CI_COMMIT_REF_PROTECTED", strconv.FormatBool(j.Protected))
 	add("CI_COMMIT_MESSAGE", "a commit")
-	add("CI_RUNNER_ID", "7")
+	add("CI_RUNNER_ID", strconv.Itoa(runnerID))
 	add("CI_RUNNER_DESCRIPTION", "hallmark")
 	add("CI_RUNNER_TAGS", `["hallmark"]`)
 	add("GITLAB_USER_ID", strconv.FormatInt(j.UserID, 10))
