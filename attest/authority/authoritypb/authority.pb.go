@@ -42,6 +42,7 @@ type OpenRequest struct {
 	Profile       string                 `protobuf:"bytes,2,opt,name=profile,proto3" json:"profile,omitempty"`
 	JobToken      string                 `protobuf:"bytes,3,opt,name=job_token,json=jobToken,proto3" json:"job_token,omitempty"` // used for the cross-check alone, never stored
 	Job           *JobFacts              `protobuf:"bytes,4,opt,name=job,proto3" json:"job,omitempty"`                           // what the job payload says
+	IdToken       string                 `protobuf:"bytes,5,opt,name=id_token,json=idToken,proto3" json:"id_token,omitempty"`    // a job's ID token for the authority's audience, if it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -104,6 +105,13 @@ func (x *OpenRequest) GetJob() *JobFacts {
 	return nil
 }
 
+func (x *OpenRequest) GetIdToken() string {
+	if x != nil {
+		return x.IdToken
+	}
+	return ""
+}
+
 // JobFacts are checked, field by field, against GitLab's answer.
 type JobFacts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -116,6 +124,7 @@ type JobFacts struct {
 	Ref           string                 `protobuf:"bytes,7,opt,name=ref,proto3" json:"ref,omitempty"`
 	Tag           bool                   `protobuf:"varint,8,opt,name=tag,proto3" json:"tag,omitempty"`
 	Sha           string                 `protobuf:"bytes,9,opt,name=sha,proto3" json:"sha,omitempty"`
+	RunnerId      int64                  `protobuf:"varint,10,opt,name=runner_id,json=runnerId,proto3" json:"runner_id,omitempty"` // 0 where the payload does not say
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -211,6 +220,13 @@ func (x *JobFacts) GetSha() string {
 		return x.Sha
 	}
 	return ""
+}
+
+func (x *JobFacts) GetRunnerId() int64 {
+	if x != nil {
+		return x.RunnerId
+	}
+	return 0
 }
 
 type OpenResponse struct {
@@ -404,7 +420,8 @@ func (x *AppendResponse) GetHead() string {
 type CloseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attempt       string                 `protobuf:"bytes,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	Head          string                 `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"` // the host's idea of the head; must agree
+	Head          string                 `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`                         // the host's idea of the head; must agree
+	JobToken      string                 `protobuf:"bytes,3,opt,name=job_token,json=jobToken,proto3" json:"job_token,omitempty"` // used for the cross-check alone, never stored;
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -453,10 +470,21 @@ func (x *CloseRequest) GetHead() string {
 	return ""
 }
 
+func (x *CloseRequest) GetJobToken() string {
+	if x != nil {
+		return x.JobToken
+	}
+	return ""
+}
+
 type CloseResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Attestations  []*Attestation         `protobuf:"bytes,1,rep,name=attestations,proto3" json:"attestations,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // why there is none; empty if there are some
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Attestations []*Attestation         `protobuf:"bytes,1,rep,name=attestations,proto3" json:"attestations,omitempty"`
+	Reason       string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`    // why there is none; empty if there are some
+	Pending      bool                   `protobuf:"varint,3,opt,name=pending,proto3" json:"pending,omitempty"` // there will be some, or a reason why not: the
+	// authority goes on by itself. reason says what
+	// it waits for
+	Url           string `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"` // where people see what became of the attempt; may
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -501,6 +529,20 @@ func (x *CloseResponse) GetAttestations() []*Attestation {
 func (x *CloseResponse) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *CloseResponse) GetPending() bool {
+	if x != nil {
+		return x.Pending
+	}
+	return false
+}
+
+func (x *CloseResponse) GetUrl() string {
+	if x != nil {
+		return x.Url
 	}
 	return ""
 }
@@ -638,12 +680,13 @@ var File_authority_proto protoreflect.FileDescriptor
 
 const file_authority_proto_rawDesc = "" +
 	"\n" +
-	"\x0fauthority.proto\x12\x15hallmark.authority.v1\"\x91\x01\n" +
+	"\x0fauthority.proto\x12\x15hallmark.authority.v1\"\xac\x01\n" +
 	"\vOpenRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x18\n" +
 	"\aprofile\x18\x02 \x01(\tR\aprofile\x12\x1b\n" +
 	"\tjob_token\x18\x03 \x01(\tR\bjobToken\x121\n" +
-	"\x03job\x18\x04 \x01(\v2\x1f.hallmark.authority.v1.JobFactsR\x03job\"\xd3\x01\n" +
+	"\x03job\x18\x04 \x01(\v2\x1f.hallmark.authority.v1.JobFactsR\x03job\x12\x19\n" +
+	"\bid_token\x18\x05 \x01(\tR\aidToken\"\xf0\x01\n" +
 	"\bJobFacts\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -655,7 +698,9 @@ const file_authority_proto_rawDesc = "" +
 	"\auser_id\x18\x06 \x01(\x03R\x06userId\x12\x10\n" +
 	"\x03ref\x18\a \x01(\tR\x03ref\x12\x10\n" +
 	"\x03tag\x18\b \x01(\bR\x03tag\x12\x10\n" +
-	"\x03sha\x18\t \x01(\tR\x03sha\"\xc8\x01\n" +
+	"\x03sha\x18\t \x01(\tR\x03sha\x12\x1b\n" +
+	"\trunner_id\x18\n" +
+	" \x01(\x03R\brunnerId\"\xc8\x01\n" +
 	"\fOpenResponse\x12\x18\n" +
 	"\aattempt\x18\x01 \x01(\tR\aattempt\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12%\n" +
@@ -670,13 +715,16 @@ const file_authority_proto_rawDesc = "" +
 	"\x05lines\x18\x02 \x03(\fR\x05lines\">\n" +
 	"\x0eAppendResponse\x12\x18\n" +
 	"\aentries\x18\x01 \x01(\x03R\aentries\x12\x12\n" +
-	"\x04head\x18\x02 \x01(\tR\x04head\"<\n" +
+	"\x04head\x18\x02 \x01(\tR\x04head\"Y\n" +
 	"\fCloseRequest\x12\x18\n" +
 	"\aattempt\x18\x01 \x01(\tR\aattempt\x12\x12\n" +
-	"\x04head\x18\x02 \x01(\tR\x04head\"o\n" +
+	"\x04head\x18\x02 \x01(\tR\x04head\x12\x1b\n" +
+	"\tjob_token\x18\x03 \x01(\tR\bjobToken\"\x9b\x01\n" +
 	"\rCloseResponse\x12F\n" +
 	"\fattestations\x18\x01 \x03(\v2\".hallmark.authority.v1.AttestationR\fattestations\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xb0\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\apending\x18\x03 \x01(\bR\apending\x12\x10\n" +
+	"\x03url\x18\x04 \x01(\tR\x03url\"\xb0\x01\n" +
 	"\vAttestation\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\fR\x06bundle\x12:\n" +
 	"\bsubjects\x18\x02 \x03(\v2\x1e.hallmark.authority.v1.SubjectR\bsubjects\x12\x10\n" +

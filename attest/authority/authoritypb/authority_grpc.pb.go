@@ -49,8 +49,9 @@ type AuthorityClient interface {
 	// Append adds lines to the record. It answers when they are durable.
 	// Appending lines that are already there, unchanged, is not an error.
 	Append(ctx context.Context, in *AppendRequest, opts ...grpc.CallOption) (*AppendResponse, error)
-	// Close builds, signs and stores the attestation of a record that ends with
-	// a "closed" entry. Repeating it returns the same bundles.
+	// Close checks the job with GitLab once more, then builds, signs, logs and
+	// stores the attestation of a record that ends with a "closed" entry.
+	// Repeating it returns the same bundles.
 	Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseResponse, error)
 }
 
@@ -102,8 +103,9 @@ type AuthorityServer interface {
 	// Append adds lines to the record. It answers when they are durable.
 	// Appending lines that are already there, unchanged, is not an error.
 	Append(context.Context, *AppendRequest) (*AppendResponse, error)
-	// Close builds, signs and stores the attestation of a record that ends with
-	// a "closed" entry. Repeating it returns the same bundles.
+	// Close checks the job with GitLab once more, then builds, signs, logs and
+	// stores the attestation of a record that ends with a "closed" entry.
+	// Repeating it returns the same bundles.
 	Close(context.Context, *CloseRequest) (*CloseResponse, error)
 	mustEmbedUnimplementedAuthorityServer()
 }
