@@ -368,6 +368,37 @@ func TestOtherRepository(t *testing.T) {
 	}
 }
 
+// TestOtherObjects holds that a pack counts as the source only if nothing but
+// the job's commit was asked for, and that this is known.
+func TestOtherObjects(t *testing.T) {
+	repository := "https://gitlab.example.com/group/project.git"
+	u, other := repository+"/git-upload-pack", strings.Repeat("f", 40)
+	commit := attesttest.Opened().Job.SHA
+	pack := func(change func(*record.Fetch)) map[string]any {
+		f := attesttest.GitFetch(repository, commit)
+		change(&f)
+		job := insert(attesttest.Job(), attesttest.Event{Kind: record.Fetched, Data: f}, ends("get_sources"))
+		deps := dependencies(t, one(t, job))
+		if i := slices.IndexFunc(deps, func(d map[string]any) bool { return d["uri"] == u }); i >= 0 {
+			return deps[i]
+		}
+		return nil
+	}
+	if d := pack(func(*record.Fetch) {}); d != nil {
+		t.Errorf("the commit alone: %v", d)
+	}
+	if d := pack(func(f *record.Fetch) { f.Git.Command, f.Git.Wants = "refs", nil }); d != nil {
+		t.Errorf("a list of refs: %v", d)
+	}
+	if d := pack(func(f *record.Fetch) { f.Git = nil }); d == nil {
+		t.Error("a request that nobody could read is no dependency")
+	}
+	d := pack(func(f *record.Fetch) { f.Git.Wants = []string{commit, other} })
+	if want := []any{commit, other}; d == nil || !slices.Equal(d["annotations"].(map[string]any)["wants"].([]any), want) {
+		t.Errorf("another commit: %v", d)
+	}
+}
+
 // TestOtherStage holds that git's exchanges count as sources in get_sources
 // alone.
 func TestOtherStage(t *testing.T) {

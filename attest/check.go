@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -444,6 +445,8 @@ func (c *checker) addFetch(e record.Entry) *Refusal {
 		return refuse(e, Malformed, "method, status or size of an exchange")
 	case !isSHA256(f.SHA256) || f.RequestSHA256 != "" && !isSHA256(f.RequestSHA256):
 		return refuse(e, Malformed, "digest of an exchange")
+	case f.Git != nil && slices.ContainsFunc(f.Git.Wants, func(id string) bool { return !isHex(id, 40) && !isHex(id, 64) }):
+		return refuse(e, Malformed, "objects that git was asked for")
 	}
 	for _, via := range f.Redirects {
 		if _, r := address(e, via); r != nil {

@@ -211,6 +211,7 @@ func refusals() map[string]struct {
 		"redirect with the same":  {fetchIn("build_script", func(f *record.Fetch) { f.Redirects = []string{evil} }), attest.CredentialsInAddress},
 		"fetch of no address":     {fetchIn("build_script", func(f *record.Fetch) { f.URL = "x" }), attest.Malformed},
 		"fetch without digest":    {fetchIn("build_script", func(f *record.Fetch) { f.SHA256 = "" }), attest.Malformed},
+		"fetch of no object":      {fetchIn("build_script", func(f *record.Fetch) { f.Git = &record.GitRequest{Command: "fetch", Wants: []string{"HEAD"}} }), attest.Malformed},
 		"fetch with bad request":  {fetchIn("build_script", func(f *record.Fetch) { f.RequestSHA256 = "x" }), attest.Malformed},
 		"fetch without method":    {fetchIn("build_script", func(f *record.Fetch) { f.Method = "" }), attest.Malformed},
 		"fetch without status":    {fetchIn("build_script", func(f *record.Fetch) { f.Status = 0 }), attest.Malformed},

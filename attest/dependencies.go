@@ -25,7 +25,7 @@ func sortFetches(s *story) (listed []fetch, rest folded) {
 		switch {
 		case !f.brought():
 			rest.other = append(rest.other, f)
-		case match && f.Stage == "get_sources" && gitExchange(f.url, s.opened.Job.SourceURI):
+		case match && f.Stage == "get_sources" && gitExchange(f.url, s.opened.Job.SourceURI) && f.only(s.source.Commit):
 			rest.git = append(rest.git, f)
 		default:
 			listed = append(listed, f)
@@ -42,6 +42,16 @@ func (f fetch) brought() bool {
 }
 
 func (f fetch) answered() bool { return f.Status >= 200 && f.Status <= 299 }
+
+// only reports whether git was asked for no object but the commit. A pack with
+// others is an input of its own: the job can read them in .git. A request that
+// could not be read may have asked for anything.
+func (f fetch) only(commit string) bool {
+	if strings.HasSuffix(f.url.Path, "/info/refs") {
+		return true
+	}
+	return f.Git != nil && !slices.ContainsFunc(f.Git.Wants, func(id string) bool { return id != commit })
+}
 
 // gitExchange reports whether u speaks git's fetch protocol with the given
 // repository, and with no other.
@@ -146,8 +156,8 @@ func fetchResources(fetches []fetch) []resource {
 		status                        int // 0 for every success
 	}
 	type facts struct {
-		mediaType     string // the first answer's
-		stages, roles map[string]bool
+		mediaType            string // the first answer's
+		stages, roles, wants map[string]bool
 	}
 	found := map[key]*facts{}
 	for _, f := range fetches {
@@ -156,10 +166,15 @@ func fetchResources(fetches []fetch) []resource {
 			k.status = f.Status
 		}
 		if found[k] == nil {
-			found[k] = &facts{mediaType: f.MediaType, stages: map[string]bool{}, roles: map[string]bool{}}
+			found[k] = &facts{mediaType: f.MediaType, stages: map[string]bool{}, roles: map[string]bool{}, wants: map[string]bool{}}
 		}
 		found[k].stages[f.Stage] = true
 		found[k].roles[f.Role] = true
+		if f.Git != nil {
+			for _, id := range f.Git.Wants {
+				found[k].wants[id] = true
+			}
+		}
 	}
 	keys := slices.SortedFunc(maps.Keys(found), func(a, b key) int {
 		return cmp.Or(cmp.Compare(a.url, b.url), cmp.Compare(a.digest, b.digest), cmp.Compare(a.from, b.from), cmp.Compare(a.status, b.status), cmp.Compare(a.incomplete, b.incomplete))
@@ -177,6 +192,9 @@ func fetchResources(fetches []fetch) []resource {
 		}
 		if k.incomplete != "" {
 			notes["incomplete"] = k.incomplete
+		}
+		if len(f.wants) > 0 {
+			notes["wants"] = slices.Sorted(maps.Keys(f.wants))
 		}
 		out = append(out, resource{
 			URI: k.url, Digest: map[string]string{"sha256": k.digest}, DownloadLocation: k.from, MediaType: f.mediaType,

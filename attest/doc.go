@@ -42,9 +42,9 @@
 // the location that redirects led to, with the stages and roles that asked. Two
 // kinds are counted and hashed as byproducts instead: git's protocol with the
 // job's own repository during get_sources, if the workspace was then found equal
-// to the commit (packs are made anew for each clone; the commit stands for the
-// work tree, not for what else of the repository lies in .git), and exchanges
-// that brought no byte of a body (HEAD, not modified, no answer). Headers are not
+// to the commit and the client had asked for no other object (packs are made
+// anew for each clone; the commit stands for them), and exchanges that brought
+// no byte of a body (HEAD, not modified, no answer). Headers are not
 // hashed. A byproduct that stands for entries has as digest the SHA-256 of their
 // record lines, each with its newline.
 //

@@ -139,7 +139,7 @@ func JobOf(opened record.Opened) []Event {
 		{record.StageEnded, Ended("prepare_script", "success")},
 		{record.StageStarted, Started("get_sources")},
 		{record.Fetched, Fetch("get_sources", "GET", git+"/info/refs?service=git-upload-pack", "refs")},
-		{record.Fetched, Fetch("get_sources", "POST", git+"/git-upload-pack", "pack")},
+		{record.Fetched, GitFetch(git, opened.Job.SHA)},
 		{record.StageEnded, Ended("get_sources", "success")},
 		{record.SourceVerified, record.Source{Outcome: "match", Commit: opened.Job.SHA, Format: "sha1", Tree: Tree, Files: 12, Bytes: 34567}},
 		{record.StageStarted, Started("build_script")},
@@ -192,6 +192,13 @@ func Fetch(stage, method, url, content string) record.Fetch {
 		Stage: stage, Role: role(stage), Method: method, URL: url, Status: 200, SHA256: SHA256(content),
 		Bytes: int64(len(content)), MediaType: "application/octet-stream", Rule: "test",
 	}
+}
+
+// GitFetch is a pack from a repository's own address, of the objects asked for.
+func GitFetch(repository string, wants ...string) record.Fetch {
+	f := Fetch("get_sources", "POST", repository+"/git-upload-pack", "pack")
+	f.Git = &record.GitRequest{Command: "fetch", Wants: wants}
+	return f
 }
 
 // Upload is an artifact that GitLab accepted, with files of the given paths.

@@ -161,7 +161,7 @@ func (q *request) unanswered(err error, fetch record.Fetch) bool {
 	q.p.side.b.cfg.Log.Info("origin did not answer", "url", fetch.URL, "error", err)
 	reason, remedy := explain(err)
 	fetch.Status, fetch.Incomplete = http.StatusBadGateway, reason
-	fetch.RequestSHA256, fetch.RequestBytes = q.body.digest()
+	q.body.describe(&fetch)
 	if q.p.side.b.append(record.Fetched, fetch) != nil || q.p.ctx.Err() != nil {
 		cut(q.raw)
 		return false
@@ -209,7 +209,7 @@ func (q *request) relay(resp *http.Response, fetch record.Fetch) bool {
 	if incomplete != "" {
 		return q.abandoned(fetch, incomplete)
 	}
-	fetch.RequestSHA256, fetch.RequestBytes = q.body.digest()
+	q.body.describe(&fetch)
 	if q.p.side.b.append(record.Fetched, fetch) != nil {
 		cut(q.raw)
 		return false
@@ -226,7 +226,7 @@ func (q *request) relay(resp *http.Response, fetch record.Fetch) bool {
 // relayHead hands on an answer that has no body. It is recorded first: its
 // status alone may be what the client wanted to know.
 func (q *request) relayHead(resp *http.Response, fetch record.Fetch) bool {
-	fetch.RequestSHA256, fetch.RequestBytes = q.body.digest()
+	q.body.describe(&fetch)
 	if q.p.side.b.append(record.Fetched, fetch) != nil {
 		cut(q.raw)
 		return false
@@ -249,7 +249,7 @@ func (q *request) abandoned(fetch record.Fetch, why string) bool {
 		why = "the stage ended"
 	}
 	fetch.Incomplete = why
-	fetch.RequestSHA256, fetch.RequestBytes = q.body.digest()
+	q.body.describe(&fetch)
 	_ = q.p.side.b.append(record.Fetched, fetch)
 	cut(q.raw)
 	return false

@@ -1,14 +1,18 @@
 package egress
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/cgi"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/record"
@@ -61,6 +65,24 @@ func TestGetSources(t *testing.T) {
 	}
 	if len(urls) < 2 || urls[0] != "GET "+w.gitlabURL(repo)+"/info/refs?service=git-upload-pack" || urls[len(urls)-1] != "POST "+w.gitlabURL(repo)+"/git-upload-pack" {
 		t.Errorf("fetched: %q", urls)
+	}
+	// What was asked for was read on its way, from the client's own bytes.
+	head, _ := git("-C", dst, "rev-parse", "HEAD")
+	fetches := of[record.Fetch](w.rec)
+	want := &record.GitRequest{Command: "fetch", Wants: []string{strings.TrimSpace(head)}}
+	if diff := cmp.Diff(want, fetches[len(fetches)-1].Git); diff != "" {
+		t.Error(diff)
+	}
+	for name, args := range map[string][]string{
+		"nothing git would say": {"--data-binary", "want everything"},
+		"a foreign encoding":    {"-H", "Content-Encoding: zstd", "--data-binary", "0000"},
+		"too long to be read":   {"--data-binary", "@" + tooLong(t)},
+	} {
+		w.helperCurl(append(args, w.gitlabURL(repo)+"/git-upload-pack")...)
+		all := of[record.Fetch](w.rec)
+		if f := all[len(all)-1]; f.Method != "POST" || f.RequestBytes == 0 || f.Git != nil {
+			t.Errorf("%s: %+v", name, f)
+		}
 	}
 	if out, code := git("-C", dst, "push", "origin", "HEAD:refs/heads/evil"); code == 0 || !strings.Contains(out, "rule stage") {
 		t.Errorf("push: exit %d: %s", code, out)
@@ -150,4 +172,14 @@ func TestDownloadArtifacts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tooLong is a file with more than the border reads of a git request.
+func tooLong(t *testing.T) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "request")
+	if err := os.WriteFile(name, bytes.Repeat([]byte("0000"), maxKept/4+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }

@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -12,12 +13,22 @@ import (
 	"sync"
 	"time"
 
+	"hallmark.build/sandbox/egress/git"
 	"hallmark.build/sandbox/policy"
 	"hallmark.build/sandbox/record"
 )
 
 // maxRequestBody bounds what may go out with one request that is not an upload.
 const maxRequestBody = 256 << 20
+
+// maxKept is how much of a body is kept to be read: git's own requests are
+// smaller. What a longer one asked for is not known.
+const maxKept = git.MaxRequest
+
+// asksGit reports whether a request can be git's for objects.
+func asksGit(r *http.Request) bool {
+	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/git-upload-pack")
+}
 
 // maxFetches bounds the exchanges of one job, so that a job cannot fill its own
 // record.
@@ -150,6 +161,7 @@ type body struct {
 	sum   hash.Hash
 	n     int64
 	ended bool
+	kept  *bytes.Buffer // the first maxKept bytes, where they are to be read
 }
 
 var errBodyTooLarge = errors.New("the request's body is too large")
@@ -158,6 +170,9 @@ func newBody(q *request) *body {
 	b := &body{q: q, r: q.Request.Body, sum: sha256.New(), limit: maxRequestBody}
 	b.expect = strings.EqualFold(q.Header.Get("Expect"), "100-continue") && q.ProtoAtLeast(1, 1)
 	b.ended = q.ContentLength == 0
+	if asksGit(q.Request) {
+		b.kept = &bytes.Buffer{}
+	}
 	return b
 }
 
@@ -191,6 +206,9 @@ func (b *body) Read(p []byte) (int, error) {
 	defer b.mu.Unlock()
 	b.n += int64(n)
 	b.sum.Write(p[:n])
+	if b.kept != nil && b.kept.Len() <= maxKept {
+		b.kept.Write(p[:n])
+	}
 	if b.n > b.limit {
 		return 0, errBodyTooLarge
 	}
@@ -200,6 +218,18 @@ func (b *body) Read(p []byte) (int, error) {
 
 // Close leaves the rest unread: the connection then ends with the answer.
 func (b *body) Close() error { return nil }
+
+// describe records what was read of the body.
+func (b *body) describe(f *record.Fetch) {
+	f.RequestSHA256, f.RequestBytes = b.digest()
+	if b.kept == nil || !b.done() || b.kept.Len() > maxKept {
+		return
+	}
+	asked, err := git.ParseRequest(bytes.NewReader(b.kept.Bytes()), strings.Join(b.q.Header["Content-Encoding"], ","))
+	if err == nil {
+		f.Git = &record.GitRequest{Command: asked.Command, Wants: asked.Wants}
+	}
+}
 
 // digest is of what was read; it is empty where there was no body.
 func (b *body) digest() (sha string, n int64) {

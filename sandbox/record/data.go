@@ -246,6 +246,14 @@ type Fetch struct {
 	Redirects     []string `json:"redirects,omitempty"`
 	Rule          string   `json:"rule"`                 // the rule that allowed it
 	Incomplete    string   `json:"incomplete,omitempty"` // why the body was not read to its end
+
+	Git *GitRequest `json:"git,omitempty"` // what was asked of git-upload-pack, where that could be read
+}
+
+// GitRequest is what a client asked of a git server.
+type GitRequest struct {
+	Command string   `json:"command"`         // "refs" or "fetch"
+	Wants   []string `json:"wants,omitempty"` // objects asked for, sorted
 }
 
 // Block is one attempt to pass the border that was refused.
