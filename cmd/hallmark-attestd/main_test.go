@@ -278,17 +278,17 @@ func TestUserIDs(t *testing.T) {
 }
 
 func TestPool(t *testing.T) {
-	if p, err := pool(""); p != nil || err != nil {
+	if p, err := pool("gitlab_ca", ""); p != nil || err != nil {
 		t.Errorf("%v, %v", p, err)
 	}
 	file := filepath.Join(t.TempDir(), "ca.pem")
-	if _, err := pool(file); err == nil {
+	if _, err := pool("gitlab_ca", file); err == nil {
 		t.Error("a missing file: accepted")
 	}
 	if err := os.WriteFile(file, []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pool(file); err == nil {
+	if _, err := pool("gitlab_ca", file); err == nil {
 		t.Error("an empty trust store: accepted")
 	}
 }

@@ -52,11 +52,7 @@ func refuseRoot() error {
 	}
 }
 
-func openSigner(cfg config.Attestd) (*sign.Signer, error) {
-	return sign.Open(filepath.Join(cfg.StateDir, "keys"), sign.Options{Issuer: cfg.Issuer})
-}
-
-func trustedRoot(file string, stdout io.Writer) error {
+func trustedRoot(ctx context.Context, file string, stdout io.Writer) error {
 	if err := errors.Join(refuseRoot(), hide()); err != nil {
 		return err
 	}
@@ -64,15 +60,20 @@ func trustedRoot(file string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	signer, err := openSigner(cfg)
+	signer, err := openSigner(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	root, err := signer.TrustedRoot()
+	defer signer.Close()
+	root, err := signer.Trusted()
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "%s\n", root)
+	text, err := sign.EncodeTrustedRoot(root)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "%s\n", text)
 	return err
 }
 
@@ -93,11 +94,12 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	signer, err := openSigner(cfg)
+	signer, err := openSigner(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	roots, err := pool(cfg.GitLabCA)
+	defer signer.Close()
+	roots, err := pool("gitlab_ca", cfg.GitLabCA)
 	if err != nil {
 		return err
 	}
@@ -205,17 +207,17 @@ func userIDs(names []string) ([]uint32, error) {
 }
 
 // pool reads roots; nil means the system's.
-func pool(file string) (*x509.CertPool, error) {
+func pool(key, file string) (*x509.CertPool, error) {
 	if file == "" {
 		return nil, nil
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("gitlab_ca: %w", err)
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
 	p := x509.NewCertPool()
 	if !p.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("gitlab_ca: %s: no certificate in it", file)
+		return nil, fmt.Errorf("%s: %s: no certificate in it", key, file)
 	}
 	return p, nil
 }

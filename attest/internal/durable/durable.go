@@ -24,6 +24,19 @@ func Create(name string, data []byte, perm fs.FileMode) error {
 	return SyncDir(filepath.Dir(name))
 }
 
+// Replace writes a file that may be there already. A reader sees the old bytes
+// or the new ones; when Replace returns, the new ones are durable.
+func Replace(name string, data []byte, perm fs.FileMode) error {
+	temp, err := write(name, data, perm)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(temp, name); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	return SyncDir(filepath.Dir(name))
+}
+
 // write makes a synced temporary file beside name.
 func write(name string, data []byte, perm fs.FileMode) (temp string, err error) {
 	f, err := os.CreateTemp(filepath.Dir(name), TempPrefix+"*")
