@@ -94,7 +94,7 @@ func fakeGitLab(w http.ResponseWriter, r *http.Request) {
 		"id": j.ID, "status": "running", "name": j.Name, "stage": j.Stage, "ref": j.Ref, "tag": false,
 		"commit": map[string]any{"id": j.SHA}, "user": map[string]any{"id": j.UserID},
 		"pipeline": map[string]any{"id": j.PipelineID, "project_id": j.ProjectID, "sha": j.SHA},
-		"web_url":  "https://gitlab.example.com/group/project/-/jobs/4242",
+		"web_url":  "https://gitlab.example.com/group/project/-/jobs/4242", "runner": map[string]any{"id": 7},
 	})
 }
 
