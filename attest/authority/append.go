@@ -19,7 +19,7 @@ import (
 // Append adds lines to an attempt's record. All of a call's lines are taken, or
 // none.
 func (a *Authority) Append(ctx context.Context, req *authoritypb.AppendRequest) (*authoritypb.AppendResponse, error) {
-	at, unlock, err := a.lockAttempt(ctx, req.GetAttempt())
+	ctx, at, unlock, err := a.lockAttempt(ctx, req.GetAttempt())
 	if err != nil {
 		return nil, err
 	}
@@ -27,7 +27,7 @@ func (a *Authority) Append(ctx context.Context, req *authoritypb.AppendRequest) 
 	if at.State != store.StateOpen {
 		return nil, ended(at)
 	}
-	held, err := a.load(at.ID)
+	held, err := a.load(ctx, at.ID)
 	if err != nil {
 		return nil, a.unavailable(ctx, "read record", err)
 	}
@@ -36,7 +36,7 @@ func (a *Authority) Append(ctx context.Context, req *authoritypb.AppendRequest) 
 		return nil, err
 	}
 	if len(lines) > 0 {
-		if err := a.cfg.Store.AppendRecord(at.ID, held.size, lines); err != nil {
+		if err := a.cfg.Store.AppendRecord(ctx, at.ID, held.size, lines); err != nil {
 			a.forget(at.ID) // the file may hold some of them now
 			return nil, a.unavailable(ctx, "store record", err)
 		}

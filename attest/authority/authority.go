@@ -69,6 +69,7 @@ const (
 	MaxAttempts  = 16                  // of one job
 	MaxAge       = 32 * 24 * time.Hour // of an open attempt; GitLab's jobs end before
 	idleAfter    = time.Hour           // after which a record leaves memory
+	sweepAfter   = time.Hour           // after which what no decision holds leaves the store
 	secretLength = 32                  // bytes
 )
 
@@ -86,7 +87,7 @@ type GitLab interface {
 
 // Config is all that an Authority needs.
 type Config struct {
-	Store      *store.Store
+	Store      store.Store
 	Signer     Signer
 	GitLab     GitLab
 	GitLabURL  string // goes into statements; sources lie below it, or below jobs' own host
@@ -107,7 +108,6 @@ type Authority struct {
 	metrics   *meters
 
 	mu   sync.Mutex
-	jobs map[int64]*jobLock
 	live map[string]*live // by attempt; each guarded by its job's lock
 }
 
@@ -129,7 +129,7 @@ func New(cfg Config) (*Authority, error) {
 		cfg.Now = time.Now
 	}
 	cfg.PublicURL = strings.TrimSuffix(cfg.PublicURL, "/")
-	return &Authority{cfg: cfg, gitlab: base, maxRecord: MaxRecord, metrics: newMeters(), jobs: map[int64]*jobLock{}, live: map[string]*live{}}, nil
+	return &Authority{cfg: cfg, gitlab: base, maxRecord: MaxRecord, metrics: newMeters(), live: map[string]*live{}}, nil
 }
 
 func (a *Authority) now() time.Time { return a.cfg.Now().UTC() }
@@ -148,49 +148,36 @@ func randomHex(bytes int) string {
 	return hex.EncodeToString(b)
 }
 
-// A jobLock makes calls about one job take turns.
-type jobLock struct {
-	mu    sync.Mutex
-	users int // guarded by Authority.mu
-}
-
-func (a *Authority) lockJob(id int64) (unlock func()) {
-	a.mu.Lock()
-	l := a.jobs[id]
-	if l == nil {
-		l = &jobLock{}
-		a.jobs[id] = l
+// lockJob makes calls about one job take turns, on all replicas. What is
+// decided under the lock must be stored under the context that it returns.
+func (a *Authority) lockJob(ctx context.Context, id int64) (context.Context, func(), error) {
+	locked, unlock, err := a.cfg.Store.Lock(ctx, id)
+	if err != nil {
+		return nil, nil, a.unavailable(ctx, "lock job", err)
 	}
-	l.users++
-	a.mu.Unlock()
-	l.mu.Lock()
-	return func() {
-		l.mu.Unlock()
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(a.jobs, id)
-		}
-	}
+	return locked, unlock, nil
 }
 
 // lockAttempt finds an attempt and takes its job's lock. The attempt's state is
 // read under the lock.
-func (a *Authority) lockAttempt(ctx context.Context, id string) (store.Attempt, func(), error) {
+func (a *Authority) lockAttempt(ctx context.Context, id string) (context.Context, store.Attempt, func(), error) {
 	if !isHex(id, 32) {
-		return store.Attempt{}, nil, status.Error(codes.InvalidArgument, "attempt: want 32 hex digits")
+		return nil, store.Attempt{}, nil, status.Error(codes.InvalidArgument, "attempt: want 32 hex digits")
 	}
 	first, err := a.attempt(ctx, id)
 	if err != nil {
-		return store.Attempt{}, nil, err
+		return nil, store.Attempt{}, nil, err
 	}
-	unlock := a.lockJob(first.Job.ID)
+	ctx, unlock, err := a.lockJob(ctx, first.Job.ID)
+	if err != nil {
+		return nil, store.Attempt{}, nil, err
+	}
 	at, err := a.attempt(ctx, id)
 	if err != nil {
 		unlock()
-		return store.Attempt{}, nil, err
+		return nil, store.Attempt{}, nil, err
 	}
-	return at, unlock, nil
+	return ctx, at, unlock, nil
 }
 
 func (a *Authority) attempt(ctx context.Context, id string) (store.Attempt, error) {
@@ -256,16 +243,30 @@ func (a *Authority) Tidy(ctx context.Context) error {
 		return err
 	}
 	for _, at := range old {
-		unlock := a.lockJob(at.Job.ID)
-		err := a.decide(ctx, at.ID, store.Decision{State: store.StateRefused, Reason: "never closed", Ended: a.now()})
-		a.forget(at.ID)
-		unlock()
-		if err != nil && !errors.Is(err, store.ErrDecided) {
+		if err := a.giveUp(ctx, &at); err != nil {
 			return err
 		}
-		a.audit(ctx, EventGivenUp, attemptFields(&at)...)
 	}
 	a.forgetIdle()
+	return a.cfg.Store.Sweep(ctx, a.now().Add(-sweepAfter))
+}
+
+// giveUp ends an attempt that was never closed.
+func (a *Authority) giveUp(ctx context.Context, at *store.Attempt) error {
+	ctx, unlock, err := a.lockJob(ctx, at.Job.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	err = a.decide(ctx, at.ID, store.Decision{State: store.StateRefused, Reason: "never closed", Ended: a.now()})
+	a.forget(at.ID)
+	if err != nil {
+		if errors.Is(err, store.ErrDecided) {
+			return nil // closed in between
+		}
+		return err
+	}
+	a.audit(ctx, EventGivenUp, attemptFields(at)...)
 	return nil
 }
 

@@ -27,6 +27,7 @@ import (
 	"hallmark.build/attest/gitlab"
 	"hallmark.build/attest/sign"
 	"hallmark.build/attest/store"
+	"hallmark.build/attest/store/embedded"
 	"hallmark.build/sandbox/record"
 )
 
@@ -72,7 +73,7 @@ type world struct {
 	now    time.Time
 	gitlab *fakeGitLab
 	signer *countingSigner
-	store  *store.Store
+	store  store.Store
 	a      *authority.Authority
 	log    *bytes.Buffer
 }
@@ -91,7 +92,7 @@ func newWorld(t testing.TB) *world {
 
 func (w *world) start() {
 	w.t.Helper()
-	st, err := store.Open(w.t.Context(), filepath.Join(w.dir, "store"))
+	st, err := embedded.Open(w.t.Context(), filepath.Join(w.dir, "store"))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -246,7 +247,7 @@ func TestWholeLife(t *testing.T) {
 func TestRecomputed(t *testing.T) {
 	w := newWorld(t)
 	res, _, closed := w.run()
-	data, err := w.store.Record(res.GetAttempt())
+	data, err := w.store.Record(w.t.Context(), res.GetAttempt())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -413,7 +414,7 @@ func TestAppendIsIdempotent(t *testing.T) {
 	if have.GetEntries() != 7 {
 		t.Errorf("%d entries", have.GetEntries())
 	}
-	if data, err := w.store.Record(res.GetAttempt()); err != nil || !bytes.Equal(data, append(bytes.Join(lines[:7], []byte("\n")), '\n')) {
+	if data, err := w.store.Record(w.t.Context(), res.GetAttempt()); err != nil || !bytes.Equal(data, append(bytes.Join(lines[:7], []byte("\n")), '\n')) {
 		t.Errorf("record is not the lines: %v", err)
 	}
 }
@@ -479,7 +480,7 @@ func TestAppendRefusals(t *testing.T) {
 			wantCode(t, err, codes.PermissionDenied)
 			_, err = w.close(res, "")
 			wantCode(t, err, codes.PermissionDenied)
-			if data, err := w.store.Record(res.GetAttempt()); err != nil || bytes.Count(data, []byte("\n")) != 5 {
+			if data, err := w.store.Record(w.t.Context(), res.GetAttempt()); err != nil || bytes.Count(data, []byte("\n")) != 5 {
 				t.Errorf("%d lines, %v", bytes.Count(data, []byte("\n")), err)
 			}
 			if !strings.Contains(w.log.String(), "audit=true") || w.signer.count > 0 {

@@ -25,7 +25,7 @@ const (
 
 // Close ends an attempt and returns what it was decided to have.
 func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*authoritypb.CloseResponse, error) {
-	at, unlock, err := a.lockAttempt(ctx, req.GetAttempt())
+	ctx, at, unlock, err := a.lockAttempt(ctx, req.GetAttempt())
 	if err != nil {
 		return nil, err
 	}
@@ -33,7 +33,7 @@ func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*
 	if at.State != store.StateOpen && at.State != store.StateClosed {
 		return nil, ended(at)
 	}
-	held, err := a.load(at.ID)
+	held, err := a.load(ctx, at.ID)
 	if err != nil {
 		return nil, a.unavailable(ctx, "read record", err)
 	}
@@ -54,7 +54,7 @@ func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*
 
 // conclude decides about an open attempt whose record is complete.
 func (a *Authority) conclude(ctx context.Context, at *store.Attempt) error {
-	entries, err := a.entries(at.ID)
+	entries, err := a.entries(ctx, at.ID)
 	if err != nil {
 		return a.unavailable(ctx, "read record", err)
 	}

@@ -251,7 +251,7 @@ func (a *Authority) serveFound(w http.ResponseWriter, r *http.Request, found []s
 		a.serveBytes(w, r, "", nil, err)
 		return
 	}
-	list, err := a.foundList(found)
+	list, err := a.foundList(r.Context(), found)
 	if err != nil {
 		a.serveBytes(w, r, "", nil, err)
 		return
@@ -263,11 +263,11 @@ func (a *Authority) serveFound(w http.ResponseWriter, r *http.Request, found []s
 	a.serveBytes(w, r, "application/json", b.Bytes(), err)
 }
 
-func (a *Authority) foundList(found []store.Found) (foundList, error) {
+func (a *Authority) foundList(ctx context.Context, found []store.Found) (foundList, error) {
 	list := foundList{Attestations: []foundItem{}}
 	room := maxFoundSize
 	for i, f := range found {
-		bundle, err := a.cfg.Store.Content(f.SHA256)
+		bundle, err := a.cfg.Store.Content(ctx, f.SHA256)
 		if err != nil {
 			return foundList{}, err
 		}
@@ -288,7 +288,7 @@ func (a *Authority) serveBundle(w http.ResponseWriter, r *http.Request, digest s
 	if !a.known(r.Context(), w, r, digest) {
 		return
 	}
-	bundle, err := a.cfg.Store.Content(digest)
+	bundle, err := a.cfg.Store.Content(r.Context(), digest)
 	if errors.Is(err, store.ErrNotFound) {
 		http.NotFound(w, r)
 		return
@@ -314,7 +314,7 @@ func (a *Authority) known(ctx context.Context, w http.ResponseWriter, r *http.Re
 // not whole.
 func (a *Authority) serveRecord(w http.ResponseWriter, r *http.Request, attempt string) {
 	at, err := a.cfg.Store.Attempt(r.Context(), attempt)
-	if errors.Is(err, store.ErrNotFound) || err == nil && at.State == store.StateOpen {
+	if errors.Is(err, store.ErrNotFound) || err == nil && (at.State == store.StateOpen || at.State == store.StateSigned) {
 		http.NotFound(w, r)
 		return
 	}
@@ -322,7 +322,7 @@ func (a *Authority) serveRecord(w http.ResponseWriter, r *http.Request, attempt 
 		a.serveBytes(w, r, "", nil, err)
 		return
 	}
-	f, err := a.cfg.Store.OpenRecord(attempt)
+	f, err := a.cfg.Store.OpenRecord(r.Context(), attempt)
 	if errors.Is(err, store.ErrNotFound) {
 		http.NotFound(w, r)
 		return

@@ -2,6 +2,7 @@ package authority
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -74,12 +75,22 @@ func (l *live) copy() *live {
 }
 
 // load returns the attempt's record, from memory or from the store. The caller
-// holds the job's lock.
-func (a *Authority) load(attempt string) (*live, error) {
+// holds the job's lock. Another replica may have added to the record since, and
+// only added: if it is as long as what we remember, it is the same.
+func (a *Authority) load(ctx context.Context, attempt string) (*live, error) {
 	if l := a.remembered(attempt); l != nil {
-		return l, nil
+		size, err := a.cfg.Store.RecordSize(ctx, attempt)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case size == l.size:
+			return l, nil
+		case size < l.size:
+			return nil, fmt.Errorf("authority: stored record %s: holds %d bytes of %d that were acknowledged", attempt, size, l.size)
+		}
 	}
-	data, err := a.cfg.Store.Record(attempt)
+	data, err := a.cfg.Store.Record(ctx, attempt)
 	if err != nil {
 		return nil, err
 	}
@@ -130,8 +141,8 @@ func (a *Authority) forgetIdle() {
 }
 
 // entries reads a whole record for a statement.
-func (a *Authority) entries(attempt string) ([]record.Entry, error) {
-	data, err := a.cfg.Store.Record(attempt)
+func (a *Authority) entries(ctx context.Context, attempt string) ([]record.Entry, error) {
+	data, err := a.cfg.Store.Record(ctx, attempt)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,11 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 		a.cfg.Log.ErrorContext(ctx, "gitlab not asked", "job_id", facts.ID, "error", err)
 		return nil, status.Errorf(codes.Unavailable, "job %d: %v", facts.ID, err)
 	}
-	defer a.lockJob(facts.ID)()
+	ctx, unlock, err := a.lockJob(ctx, facts.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	replaced, err := a.mayOpen(ctx, facts.ID)
 	if err != nil {
 		return nil, err
@@ -103,7 +107,7 @@ func (a *Authority) mayOpen(ctx context.Context, job int64) ([]string, error) {
 		if at.State == store.StateRefused {
 			return nil, a.security(ctx, EventSecondOpening, at, "job %d: attempt %s was refused (%s), so there is no other", job, at.ID, at.Reason)
 		}
-		l, err := a.load(at.ID)
+		l, err := a.load(ctx, at.ID)
 		if err != nil {
 			return nil, a.unavailable(ctx, "read record", err)
 		}

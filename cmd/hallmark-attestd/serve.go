@@ -22,7 +22,7 @@ import (
 	"hallmark.build/attest/authority"
 	"hallmark.build/attest/gitlab"
 	"hallmark.build/attest/sign"
-	"hallmark.build/attest/store"
+	"hallmark.build/attest/store/embedded"
 	"hallmark.build/config"
 )
 
@@ -107,7 +107,7 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	st, err := store.Open(ctx, filepath.Join(cfg.StateDir, "store"))
+	st, err := embedded.Open(ctx, filepath.Join(cfg.StateDir, "store"))
 	if err != nil {
 		return err
 	}

@@ -37,8 +37,10 @@ var mayImport = map[string][]string{
 	"attest/gitlab":                {},
 	"attest/sign":                  {"attest", "attest/internal/...", "attest/sign/key"},
 	"attest/sign/key":              {"attest/internal/..."},
-	"attest/store":                 {"attest", "sandbox/record", "attest/internal/..."},
-	"attest/store/storetest":       {"attest", "attest/attesttest", "attest/store", "sandbox/record"},
+	"attest/store":                 {"attest"},
+	"attest/store/internal/...":    {},
+	"attest/store/embedded":        {"attest", "attest/internal/...", "attest/store", "attest/store/internal/..."},
+	"attest/store/storetest":       {"attest", "attest/attesttest", "attest/store"},
 	"attest/authority/authoritypb": {},
 	"attest/authority/client":      {"attest/authority/authoritypb"},
 	"attest/authority":             {"attest", "attest/authority/authoritypb", "attest/gitlab", "attest/internal/...", "attest/sign", "attest/store", "sandbox/record"},
@@ -60,9 +62,9 @@ var mayImport = map[string][]string{
 var neverLink = map[string][]string{
 	"hallmark-executor": {"github.com/...", "golang.org/x/...", "google.golang.org/...", "net/http", module + "/attest/...", module + "/sandbox/..."},
 	"hallmark-init":     {"github.com/...", "google.golang.org/...", "net/http", "crypto/tls", module + "/attest/...", module + "/executor/..."},
-	"hallmark-sandboxd": {module + "/attest/sign", module + "/attest/store", module + "/attest/authority", module + "/attest/verify", "github.com/digitorus/...", "github.com/sigstore/..."},
+	"hallmark-sandboxd": {module + "/attest/sign", module + "/attest/store/...", module + "/attest/authority", module + "/attest/verify", "github.com/digitorus/...", "github.com/sigstore/..."},
 	"hallmark-attestd":  {"github.com/containerd/...", "github.com/opencontainers/...", "github.com/go-git/...", "github.com/google/nftables/...", "html/template", module + "/sandbox/egress/...", module + "/sandbox/host", module + "/sandbox/workspace/...", module + "/sandbox/containerd/...", module + "/executor/..."},
-	"hallmark":          {"github.com/containerd/...", "github.com/go-git/...", "modernc.org/...", module + "/attest/sign", module + "/attest/store", module + "/attest/authority", module + "/sandbox/host", module + "/executor/..."},
+	"hallmark":          {"github.com/containerd/...", "github.com/go-git/...", "modernc.org/...", module + "/attest/sign", module + "/attest/store/...", module + "/attest/authority", module + "/sandbox/host", module + "/executor/..."},
 }
 
 type pkg struct {

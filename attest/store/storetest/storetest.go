@@ -2,7 +2,6 @@
 package storetest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -17,50 +16,26 @@ import (
 	"hallmark.build/attest/store"
 )
 
-// A Store is what every store must do. Attempts, records and bundles are
-// written through it and found again.
-type Store interface {
-	Attempts
-	Records
-	Bundles
-}
-
-// Attempts are opened and decided, each once.
-type Attempts interface {
-	Begin(ctx context.Context, a store.Attempt, supersede ...string) error
-	Decide(ctx context.Context, id string, d store.Decision) error
-	Attempt(ctx context.Context, id string) (store.Attempt, error)
-	AttemptsOfJob(ctx context.Context, job int64) ([]store.Attempt, error)
-}
-
-// Records grow line by line.
-type Records interface {
-	Record(attempt string) ([]byte, error)
-	AppendRecord(attempt string, at int64, lines [][]byte) error
-}
-
-// Bundles are found by what they are about.
-type Bundles interface {
-	Bundles(ctx context.Context, attempt string) ([]store.Bundle, error)
-	BySubject(ctx context.Context, sha256 string, limit int) ([]store.Found, error)
-	ByJob(ctx context.Context, job int64, limit int) ([]store.Found, error)
-	ByProject(ctx context.Context, project string, limit int) ([]store.Found, error)
-	Content(digest string) ([]byte, error)
-	Check(ctx context.Context) error
-}
-
 // Run runs every test on stores that open makes. open is called with the same
 // directory again to reopen a store, after the last one was closed.
-func Run(t *testing.T, open func(t *testing.T, dir string) (Store, func())) {
-	for name, test := range map[string]func(*testing.T, Store){
-		"attempts":          attempts,
-		"decided once":      decidedOnce,
-		"one of many":       oneOfMany,
-		"one open of a job": oneOpen,
-		"not a decision":    notDecisions,
-		"records":           records,
-		"bundles":           bundles,
-		"nothing":           nothing,
+func Run(t *testing.T, open func(t *testing.T, dir string) (store.Store, func())) {
+	for name, test := range map[string]func(*testing.T, store.Store){
+		"attempts":            attempts,
+		"decided once":        decidedOnce,
+		"one of many":         oneOfMany,
+		"one open of a job":   oneOpen,
+		"not a decision":      notDecisions,
+		"records":             records,
+		"bundles":             bundles,
+		"nothing":             nothing,
+		"signed":              signed,
+		"not what was signed": notSigned,
+		"one signs":           oneSigns,
+		"listed":              listed,
+		"one appends":         oneAppends,
+		"locks":               locks,
+		"hosts":               hosts,
+		"odd text":            oddText,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, done := open(t, t.TempDir())
@@ -78,7 +53,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) (Store, func())) {
 func Attempt(n int, job int64) store.Attempt {
 	id := fmt.Sprintf("%032x", n)
 	return store.Attempt{
-		ID: id, Session: id, Profile: "hermetic", Nonce: attesttest.SHA256(id),
+		ID: id, Session: id, Host: "runner-1", Profile: "hermetic", Nonce: attesttest.SHA256(id),
 		InvocationID: "https://ci.example.com/hallmark/attempts/" + id, BuilderID: "https://ci.example.com/hallmark/hermetic",
 		Job: store.Job{
 			ID: job, Name: "compile", Stage: "build", ProjectID: 77, Project: "group/project", Host: "gitlab.example.com",
@@ -106,6 +81,15 @@ func Decision(n, parts int) store.Decision {
 	return d
 }
 
+// Drafts are what Decision's bundles were before they were entered in a log.
+func Drafts(n, parts int) []store.Bundle {
+	d := Decision(n, parts)
+	for i := range d.Bundles {
+		d.Bundles[i].JSON = append([]byte("draft "), d.Bundles[i].JSON...)
+	}
+	return d.Bundles
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -113,7 +97,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func attempts(t *testing.T, s Store) {
+func attempts(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	first, second, other := Attempt(1, 10), Attempt(2, 10), Attempt(3, 11)
 	must(t, s.Begin(ctx, first))
@@ -134,7 +118,7 @@ func attempts(t *testing.T, s Store) {
 	}
 }
 
-func decidedOnce(t *testing.T, s Store) {
+func decidedOnce(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	must(t, s.Begin(ctx, Attempt(1, 10)))
 	must(t, s.Decide(ctx, Attempt(1, 10).ID, Decision(1, 1)))
@@ -158,7 +142,7 @@ func decidedOnce(t *testing.T, s Store) {
 	}
 }
 
-func oneOfMany(t *testing.T, s Store) {
+func oneOfMany(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	must(t, s.Begin(ctx, Attempt(1, 10)))
 	var (
@@ -185,7 +169,7 @@ func oneOfMany(t *testing.T, s Store) {
 	}
 }
 
-func oneOpen(t *testing.T, s Store) {
+func oneOpen(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	must(t, s.Begin(ctx, Attempt(1, 10)))
 	if err := s.Begin(ctx, Attempt(2, 10)); err == nil {
@@ -196,7 +180,7 @@ func oneOpen(t *testing.T, s Store) {
 	}
 }
 
-func notDecisions(t *testing.T, s Store) {
+func notDecisions(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	must(t, s.Begin(ctx, Attempt(1, 10)))
 	refused := Decision(1, 1)
@@ -217,36 +201,36 @@ func notDecisions(t *testing.T, s Store) {
 	}
 }
 
-func records(t *testing.T, s Store) {
+func records(t *testing.T, s store.Store) {
 	id := Attempt(1, 10).ID
 	must(t, s.Begin(t.Context(), Attempt(1, 10)))
-	data, err := s.Record(id)
+	data, err := s.Record(t.Context(), id)
 	if err != nil || len(data) != 0 {
 		t.Errorf("%q, %v", data, err)
 	}
-	must(t, s.AppendRecord(id, 0, [][]byte{[]byte("one"), []byte("two")}))
-	must(t, s.AppendRecord(id, 8, [][]byte{[]byte("three")}))
-	data, err = s.Record(id)
+	must(t, s.AppendRecord(t.Context(), id, 0, [][]byte{[]byte("one"), []byte("two")}))
+	must(t, s.AppendRecord(t.Context(), id, 8, [][]byte{[]byte("three")}))
+	data, err = s.Record(t.Context(), id)
 	must(t, err)
 	if string(data) != "one\ntwo\nthree\n" {
 		t.Errorf("%q", data)
 	}
 	for _, at := range []int64{0, 4, 7, 13, 15, 100} {
-		if err := s.AppendRecord(id, at, [][]byte{[]byte("x")}); err == nil {
+		if err := s.AppendRecord(t.Context(), id, at, [][]byte{[]byte("x")}); err == nil {
 			t.Errorf("appended at %d", at)
 		}
 	}
-	if again, err := s.Record(id); err != nil || string(again) != string(data) {
+	if again, err := s.Record(t.Context(), id); err != nil || string(again) != string(data) {
 		t.Errorf("%q, %v", again, err)
 	}
 	for _, bad := range []string{"", ".", "..", "../index", "a/b"} {
-		if err := s.AppendRecord(bad, 0, [][]byte{[]byte("x")}); err == nil {
+		if err := s.AppendRecord(t.Context(), bad, 0, [][]byte{[]byte("x")}); err == nil {
 			t.Errorf("record %q", bad)
 		}
 	}
 }
 
-func bundles(t *testing.T, s Store) {
+func bundles(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	for n := 1; n <= 3; n++ {
 		must(t, s.Begin(ctx, Attempt(n, int64(n))))
@@ -258,7 +242,7 @@ func bundles(t *testing.T, s Store) {
 		must(t, err)
 		var out []string
 		for _, f := range found {
-			content, err := s.Content(f.SHA256)
+			content, err := s.Content(ctx, f.SHA256)
 			must(t, err)
 			if attesttest.SHA256(string(content)) != f.SHA256 || f.Project != "group/project" || f.Closed.IsZero() {
 				t.Errorf("%+v", f)
@@ -284,7 +268,7 @@ func bundles(t *testing.T, s Store) {
 	}
 }
 
-func nothing(t *testing.T, s Store) {
+func nothing(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	if _, err := s.Attempt(ctx, "x"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("%v", err)
@@ -293,7 +277,7 @@ func nothing(t *testing.T, s Store) {
 		t.Errorf("%v", err)
 	}
 	for _, digest := range []string{"", "x", strings.Repeat("0", 64), "../index.db", strings.Repeat("/", 64)} {
-		if _, err := s.Content(digest); !errors.Is(err, store.ErrNotFound) {
+		if _, err := s.Content(ctx, digest); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("%q: %v", digest, err)
 		}
 	}
@@ -302,13 +286,16 @@ func nothing(t *testing.T, s Store) {
 	}
 }
 
-func reopened(t *testing.T, open func(*testing.T, string) (Store, func())) {
+func reopened(t *testing.T, open func(*testing.T, string) (store.Store, func())) {
 	ctx, dir := t.Context(), t.TempDir()
 	s, done := open(t, dir)
 	must(t, s.Begin(ctx, Attempt(1, 1)))
 	must(t, s.Begin(ctx, Attempt(2, 2)))
-	must(t, s.AppendRecord(Attempt(1, 1).ID, 0, [][]byte{[]byte("line")}))
+	must(t, s.AppendRecord(t.Context(), Attempt(1, 1).ID, 0, [][]byte{[]byte("line")}))
 	must(t, s.Decide(ctx, Attempt(2, 2).ID, Decision(2, 2)))
+	must(t, s.Begin(ctx, Attempt(3, 3)))
+	must(t, s.Sign(ctx, Attempt(3, 3).ID, Drafts(3, 2), "group/project"))
+	must(t, s.Invite(ctx, Invitation("a", "runner-1")))
 	done()
 	s, done = open(t, dir)
 	defer done()
@@ -323,5 +310,14 @@ func reopened(t *testing.T, open func(*testing.T, string) (Store, func())) {
 	if diff := cmp.Diff(Decision(2, 2).Bundles, bs); diff != "" {
 		t.Error(diff)
 	}
-	must(t, s.AppendRecord(a.ID, 5, [][]byte{[]byte("more")}))
+	must(t, s.AppendRecord(t.Context(), a.ID, 5, [][]byte{[]byte("more")}))
+	drafts, err := s.Drafts(ctx, Attempt(3, 3).ID)
+	must(t, err)
+	if diff := cmp.Diff(Drafts(3, 2), drafts); diff != "" {
+		t.Error(diff)
+	}
+	must(t, s.Decide(ctx, Attempt(3, 3).ID, Decision(3, 2)))
+	_, err = s.Enrol(ctx, attesttest.SHA256("a"), attesttest.SHA256("key"), attesttest.Start(), attesttest.Start().Add(time.Hour))
+	must(t, err)
+	must(t, s.Check(ctx))
 }

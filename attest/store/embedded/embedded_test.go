@@ -1,4 +1,4 @@
-package store_test
+package embedded_test
 
 import (
 	"bufio"
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"hallmark.build/attest/store"
+	"hallmark.build/attest/store/embedded"
 	"hallmark.build/attest/store/storetest"
 )
 
@@ -27,9 +28,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func open(t *testing.T, dir string) *store.Store {
+func open(t *testing.T, dir string) *embedded.Store {
 	t.Helper()
-	s, err := store.Open(t.Context(), dir)
+	s, err := embedded.Open(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +38,7 @@ func open(t *testing.T, dir string) *store.Store {
 }
 
 func TestConformance(t *testing.T) {
-	storetest.Run(t, func(t *testing.T, dir string) (storetest.Store, func()) {
+	storetest.Run(t, func(t *testing.T, dir string) (store.Store, func()) {
 		s := open(t, filepath.Join(dir, "store"))
 		return s, func() {
 			if err := s.Close(); err != nil {
@@ -50,7 +51,7 @@ func TestConformance(t *testing.T) {
 // work opens, appends and decides without end, and says after each step what
 // was acknowledged.
 func work(ctx context.Context, dir string) error {
-	s, err := store.Open(ctx, dir)
+	s, err := embedded.Open(ctx, dir)
 	if err != nil {
 		return err
 	}
@@ -68,7 +69,7 @@ func work(ctx context.Context, dir string) error {
 		}
 		fmt.Println("begun", n, 0)
 		for k := range 3 {
-			if err := s.AppendRecord(a.ID, int64(k*(len(line)+1)), [][]byte{line}); err != nil {
+			if err := s.AppendRecord(ctx, a.ID, int64(k*(len(line)+1)), [][]byte{line}); err != nil {
 				return err
 			}
 			fmt.Println("appended", n, k+1)
@@ -138,7 +139,7 @@ func killAfter(t *testing.T, dir string, n int) []string {
 	return acks
 }
 
-func verifyAcknowledged(t *testing.T, s *store.Store, ack string) {
+func verifyAcknowledged(t *testing.T, s *embedded.Store, ack string) {
 	t.Helper()
 	var (
 		what     string
@@ -154,7 +155,7 @@ func verifyAcknowledged(t *testing.T, s *store.Store, ack string) {
 	}
 	switch what {
 	case "appended":
-		if data, err := s.Record(a.ID); err != nil || bytes.Count(data, []byte("\n")) < count {
+		if data, err := s.Record(t.Context(), a.ID); err != nil || bytes.Count(data, []byte("\n")) < count {
 			t.Errorf("%s: %d lines, %v", ack, bytes.Count(data, []byte("\n")), err)
 		}
 	case "decided":
@@ -179,14 +180,14 @@ func TestTornLine(t *testing.T) {
 		if err := os.WriteFile(file, []byte(whole+"second line"[:torn]), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		data, err := s.Record(a.ID)
+		data, err := s.Record(t.Context(), a.ID)
 		if err != nil || string(data) != whole {
 			t.Fatalf("cut at %d: %q, %v", torn, data, err)
 		}
-		if err := s.AppendRecord(a.ID, int64(len(whole)), [][]byte{[]byte("other line")}); err != nil {
+		if err := s.AppendRecord(t.Context(), a.ID, int64(len(whole)), [][]byte{[]byte("other line")}); err != nil {
 			t.Fatal(err)
 		}
-		if data, err = s.Record(a.ID); err != nil || string(data) != whole+"other line\n" {
+		if data, err = s.Record(t.Context(), a.ID); err != nil || string(data) != whole+"other line\n" {
 			t.Fatalf("cut at %d: %q, %v", torn, data, err)
 		}
 	}
@@ -274,7 +275,7 @@ func TestDiskFull(t *testing.T) {
 	if err := os.Symlink("/dev/full", filepath.Join(dir, "records", a.ID+".jsonl")); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.AppendRecord(a.ID, 0, [][]byte{[]byte("line")}); err == nil {
+	if err := s.AppendRecord(t.Context(), a.ID, 0, [][]byte{[]byte("line")}); err == nil {
 		t.Error("appended to a full disk")
 	}
 }
@@ -308,7 +309,7 @@ func TestAlteredContent(t *testing.T) {
 func TestOneProcessAtATime(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
 	s := open(t, dir)
-	if _, err := store.Open(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "another process") {
+	if _, err := embedded.Open(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("opened twice: %v", err)
 	}
 	s.Close()
@@ -323,7 +324,7 @@ func TestModes(t *testing.T) {
 	if err := s.Begin(t.Context(), a); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.AppendRecord(a.ID, 0, [][]byte{[]byte("x")}); err != nil {
+	if err := s.AppendRecord(t.Context(), a.ID, 0, [][]byte{[]byte("x")}); err != nil {
 		t.Fatal(err)
 	}
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
@@ -349,7 +350,7 @@ func TestNewerIndex(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	if _, err := store.Open(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "newer") {
+	if _, err := embedded.Open(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "newer") {
 		t.Errorf("%v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package store
+package embedded
 
 import (
 	"bytes"
@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"hallmark.build/attest/store"
 )
 
 // Check looks for states that must not be, whatever happened. It is for tests
@@ -19,11 +21,15 @@ func (s *Store) Check(ctx context.Context) error {
 // Each query finds rows that must not exist.
 func wrongRows() map[string]string {
 	return map[string]string{
-		"open, yet ended":                     `SELECT id FROM attempts WHERE state = 'open' AND (ended <> 0 OR reason <> '' OR project <> '')`,
-		"decided, yet without an end":         `SELECT id FROM attempts WHERE state <> 'open' AND ended = 0`,
+		"open, yet ended":                     `SELECT id FROM attempts WHERE state IN ('open', 'signed') AND (ended <> 0 OR reason <> '')`,
+		"open, yet with a project":            `SELECT id FROM attempts WHERE state = 'open' AND project <> ''`,
+		"decided, yet without an end":         `SELECT id FROM attempts WHERE state NOT IN ('open', 'signed') AND ended = 0`,
 		"not closed, yet with bundles":        `SELECT DISTINCT attempt FROM bundles JOIN attempts ON id = attempt WHERE state <> 'closed'`,
-		"without bundles, yet no reason":      `SELECT id FROM attempts WHERE state <> 'open' AND reason = '' AND id NOT IN (SELECT attempt FROM bundles)`,
-		"a job with two attested attempts":    `SELECT job_id FROM attempts WHERE id IN (SELECT attempt FROM bundles) GROUP BY job_id HAVING count(*) > 1`,
+		"not signed, yet with drafts":         `SELECT DISTINCT attempt FROM drafts JOIN attempts ON id = attempt WHERE state <> 'signed'`,
+		"signed, yet without drafts":          `SELECT id FROM attempts WHERE state = 'signed' AND id NOT IN (SELECT attempt FROM drafts)`,
+		"drafts that do not count from one":   `SELECT attempt FROM drafts GROUP BY attempt HAVING min(part) <> 1 OR max(part) <> count(*)`,
+		"without bundles, yet no reason":      `SELECT id FROM attempts WHERE state NOT IN ('open', 'signed') AND reason = '' AND id NOT IN (SELECT attempt FROM bundles)`,
+		"a job with two attested attempts":    `SELECT job_id FROM attempts WHERE id IN (SELECT attempt FROM bundles UNION SELECT attempt FROM drafts) GROUP BY job_id HAVING count(*) > 1`,
 		"a bundle without subjects":           `SELECT sha256 FROM bundles b WHERE NOT EXISTS (SELECT 1 FROM subjects s WHERE s.attempt = b.attempt AND s.part = b.part)`,
 		"parts that do not count from one":    `SELECT attempt FROM bundles GROUP BY attempt HAVING min(part) <> 1 OR max(part) <> count(*)`,
 		"damage found by the database itself": `SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'`,
@@ -47,19 +53,7 @@ func (s *Store) checkIndex(ctx context.Context) error {
 
 func (s *Store) strings(ctx context.Context, query string) ([]string, error) {
 	rows, err := s.db.QueryContext(ctx, query)
-	if err != nil {
-		return nil, fmt.Errorf("store: %w", err)
-	}
-	defer rows.Close()
-	var out []string
-	for rows.Next() {
-		var text string
-		if err := rows.Scan(&text); err != nil {
-			return nil, fmt.Errorf("store: %w", err)
-		}
-		out = append(out, text)
-	}
-	return out, wrap(rows.Err())
+	return collect(rows, err, func(r row) (text string, err error) { return text, r.Scan(&text) })
 }
 
 func (s *Store) checkContent(ctx context.Context) error {
@@ -71,7 +65,7 @@ func (s *Store) checkContent(ctx context.Context) error {
 	known := map[string]bool{}
 	for _, d := range digests {
 		known[d] = true
-		if _, err := s.Content(d); err != nil {
+		if _, err := s.Content(ctx, d); err != nil {
 			errs = append(errs, fmt.Errorf("bundle %s: %w", d, err))
 		}
 	}
@@ -101,7 +95,7 @@ func (s *Store) checkRecords(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("store: record %s: %w", f.Name(), err))
 			continue
 		}
-		if a.State != StateClosed {
+		if a.State != store.StateClosed {
 			continue // a crash may have torn its last line
 		}
 		data, err := os.ReadFile(filepath.Join(s.dir, "records", f.Name()))
