@@ -24,10 +24,12 @@ require (
 	github.com/pjbgf/sha1cd v0.7.0 // SHA-1 with collision detection, for Git's objects
 	github.com/rogpeppe/go-internal v1.16.0 // tests: sessions of commands
 	github.com/sigstore/protobuf-specs v0.5.2 // types of Sigstore's bundle and trusted root
+	github.com/sigstore/sigstore v1.10.8 // tests: signers for the TUF repository
 	github.com/sigstore/sigstore-go v1.3.0 // verification; linked by hallmark alone
 	github.com/sigstore/timestamp-authority/v2 v2.1.3 // verification of RFC 3161 answers, as sigstore-go has it
 	github.com/sirupsen/logrus v1.9.4 // behind containerd/log
 	github.com/spf13/cobra v1.10.2 // the auditor's command line; linked by hallmark alone
+	github.com/theupdateframework/go-tuf/v2 v2.4.2 // tests: the TUF repository of a Sigstore
 	github.com/vishvananda/netlink v1.3.1 // links and routes of a job's network namespace
 	golang.org/x/net v0.62.0 // DNS messages, internationalised host names
 	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
@@ -111,9 +113,7 @@ require (
 	github.com/shibumi/go-pathspec v1.3.0 // indirect
 	github.com/sigstore/rekor v1.5.3 // indirect
 	github.com/sigstore/rekor-tiles/v2 v2.3.0 // indirect
-	github.com/sigstore/sigstore v1.10.8 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
-	github.com/theupdateframework/go-tuf/v2 v2.4.2 // indirect
 	github.com/transparency-dev/formats v0.1.1 // indirect
 	github.com/transparency-dev/merkle v0.0.2 // indirect
 	github.com/valyala/fastrand v1.1.0 // indirect

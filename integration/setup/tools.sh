@@ -4,7 +4,8 @@
 # Each is built from its module by its published version. The module's own hash
 # stands here too, so that a changed module is refused even where no checksum
 # database is asked; its dependencies are pinned by the versions that it names.
-# A stamp makes a second run free.
+# A stamp makes a second run free. What is not Go is pinned by a lock file with
+# the hash of each package.
 set -euo pipefail
 
 dir=$1
@@ -12,7 +13,8 @@ shift
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 
-# build MODULE VERSION HASH CGO FLAGS PACKAGE...
+# build MODULE VERSION HASH CGO FLAGS PACKAGE[=PROGRAM]...
+# A program has the name of its package's directory unless another is given.
 build() {
 	local module=$1 version=$2 hash=$3 cgo=$4 flags=$5
 	shift 5
@@ -29,9 +31,15 @@ build() {
 		echo "tools.sh: $module@$version is $have, want $hash" >&2
 		exit 1
 	fi
-	local packages=() p
-	for p in "$@"; do packages+=("$module$p@$version"); done
-	(cd / && eval "GOBIN='$dir' GOFLAGS=-buildvcs=false CGO_ENABLED=$cgo go install -trimpath $flags ${packages[*]}")
+	local packages=() p made
+	made=$(mktemp -d "$dir/.making.XXXXXX")
+	for p in "$@"; do packages+=("$module${p%=*}@$version"); done
+	(cd / && eval "GOBIN='$made' GOFLAGS=-buildvcs=false CGO_ENABLED=$cgo go install -trimpath $flags ${packages[*]}")
+	for p in "$@"; do
+		case $p in *=*) mv "$made/$(basename "${p%=*}")" "$made/${p#*=}" ;; esac
+	done
+	mv "$made"/* "$dir"
+	rmdir "$made"
 	rm -f "$dir/.$name".*
 	touch "$stamp"
 }
@@ -48,6 +56,37 @@ for name in "$@"; do
 		;;
 	cosign)
 		build github.com/sigstore/cosign/v3 v3.1.3 'h1:001JQRI/PJ/5T+g/kJ1KTvKFbb322+fomc+pHDZ/6sg=' 0 "-ldflags '-s -w'" /cmd/cosign
+		;;
+	cosign2) # the line before bundles were the default
+		build github.com/sigstore/cosign/v2 v2.6.5 'h1:D7kFSWS2HzfD+LpEuBO89D1KfOAODlkWuuhzXS8yzi0=' 0 "-ldflags '-s -w'" /cmd/cosign=cosign2
+		;;
+	fulcio)
+		build github.com/sigstore/fulcio v1.8.8 'h1:AtVoVQ4R7YaP6RHIH9puHyB398CHS/9WYc6d+gKf5Y0=' 0 "-ldflags '-s -w'" ''
+		;;
+	timestamp-server)
+		build github.com/sigstore/timestamp-authority/v2 v2.1.3 'h1:Fc+LjCTfik1lh3YLkaosENfkXa3R2Y1nswiUKutBdFA=' 0 "-ldflags '-s -w'" /cmd/timestamp-server
+		;;
+	rekor-tiles) # Rekor v2, with its log in a directory
+		build github.com/sigstore/rekor-tiles/v2 v2.3.0 'h1:HhMgH61UP0t899V8Fjt7pz1YdgOBptbaQdnCF+79cdc=' 0 "-ldflags '-s -w'" /cmd/rekor-server/posix=rekor-tiles
+		;;
+	sigstore-js) # @sigstore/verify, into DIR/../sigstore-js
+		from=$(cd "$(dirname "$0")/../interop/sigstore-js" && pwd)
+		into=$(dirname "$dir")/sigstore-js
+		stamp=$into/.stamp.$(cat "$from"/package.json "$from"/package-lock.json | sha256sum | cut -c1-16)
+		if [ -e "$stamp" ]; then
+			continue
+		fi
+		if ! command -v npm >/dev/null; then
+			echo "tools.sh: no npm" >&2
+			echo "hint: install Node.js 20 or newer, with npm" >&2
+			exit 1
+		fi
+		echo "installing @sigstore/verify"
+		rm -rf "$into"
+		mkdir -p "$into"
+		cp "$from"/package.json "$from"/package-lock.json "$into"
+		(cd "$into" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
+		touch "$stamp"
 		;;
 	staticcheck)
 		build honnef.co/go/tools v0.8.2 'h1:+jPbCzuYxYrcoOvCecYUFDj+XJQRmzIhJmlbpps21Zk=' 0 "-ldflags '-s -w'" /cmd/staticcheck
