@@ -30,17 +30,22 @@ require (
 	github.com/sirupsen/logrus v1.9.4 // behind containerd/log
 	github.com/spf13/cobra v1.10.2 // the auditor's command line; linked by hallmark alone
 	github.com/theupdateframework/go-tuf/v2 v2.4.2 // tests: the TUF repository of a Sigstore
+	github.com/transparency-dev/merkle v0.0.2 // proofs of inclusion and consistency
+	github.com/transparency-dev/tessera v1.0.4 // the transparency log: tiles, batches, witnesses
 	github.com/vishvananda/netlink v1.3.1 // links and routes of a job's network namespace
+	golang.org/x/mod v0.42.0 // signed notes
 	golang.org/x/net v0.62.0 // DNS messages, internationalised host names
 	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
 	golang.org/x/sys v0.50.0 // system calls that package syscall lacks
 	golang.org/x/text v0.43.0 // Unicode normal forms: names in archives that look alike
 	google.golang.org/grpc v1.85.0 // between a runner host and the authority
 	google.golang.org/protobuf v1.36.12 // the same, and Sigstore's JSON
+	k8s.io/klog/v2 v2.140.0 // behind tessera: turned to our logger
 	modernc.org/sqlite v1.61.1 // the authority's index, without cgo
 )
 
 require (
+	filippo.io/mldsa v0.0.0-20260215214346-43d0283efc3e // indirect
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect
 	github.com/Microsoft/hcsshim v0.15.0-rc.1 // indirect
 	github.com/asaskevich/govalidator v0.0.0-20230301143203-a9d515a09cc2 // indirect
@@ -92,6 +97,7 @@ require (
 	github.com/google/certificate-transparency-go v1.3.3 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.29.0 // indirect
+	github.com/hashicorp/golang-lru/v2 v2.0.7 // indirect
 	github.com/in-toto/in-toto-golang v0.11.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/klauspost/compress v1.19.2 // indirect
@@ -115,7 +121,6 @@ require (
 	github.com/sigstore/rekor-tiles/v2 v2.3.0 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/transparency-dev/formats v0.1.1 // indirect
-	github.com/transparency-dev/merkle v0.0.2 // indirect
 	github.com/valyala/fastrand v1.1.0 // indirect
 	github.com/valyala/histogram v1.2.0 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect
@@ -128,13 +133,12 @@ require (
 	go.opentelemetry.io/otel/trace v1.45.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.4 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
-	golang.org/x/mod v0.42.0 // indirect
+	golang.org/x/exp v0.0.0-20251023183803-a4bb9ffd2546 // indirect
 	golang.org/x/term v0.47.0 // indirect
 	golang.org/x/tools v0.52.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20260817212433-ac3dfec99bb1 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // indirect
 	gotest.tools/v3 v3.5.2 // indirect
-	k8s.io/klog/v2 v2.140.0 // indirect
 	modernc.org/libc v1.79.0 // indirect
 	modernc.org/mathutil v1.7.1 // indirect
 	modernc.org/memory v1.12.1 // indirect

@@ -41,6 +41,7 @@ var mayImport = map[string][]string{
 	"attest/store/internal/...":    {},
 	"attest/store/embedded":        {"attest", "attest/internal/...", "attest/store", "attest/store/internal/..."},
 	"attest/store/storetest":       {"attest", "attest/attesttest", "attest/store"},
+	"attest/tlog":                  {"attest/internal/..."},
 	"attest/authority/authoritypb": {},
 	"attest/authority/client":      {"attest/authority/authoritypb"},
 	"attest/authority":             {"attest", "attest/authority/authoritypb", "attest/gitlab", "attest/internal/...", "attest/sign", "attest/store", "sandbox/record"},

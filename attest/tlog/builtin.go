@@ -1,0 +1,482 @@
+package tlog
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+
+	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
+	"github.com/transparency-dev/tessera"
+	"github.com/transparency-dev/tessera/api/layout"
+	"github.com/transparency-dev/tessera/client"
+	"github.com/transparency-dev/tessera/storage/posix"
+	"golang.org/x/mod/sumdb/note"
+
+	"hallmark.build/attest/internal/private"
+)
+
+// How calls are gathered. A checkpoint is published at once if the last one is
+// older than the interval, which is the shortest that Tessera has.
+const (
+	CheckpointInterval = 100 * time.Millisecond
+	batchAge           = 5 * time.Millisecond
+	batchSize          = 256
+	pollEvery          = 2 * time.Millisecond
+	republishEvery     = time.Minute // for witnesses that were not there before
+	collectEvery       = time.Minute // partial tiles that full ones replace
+)
+
+// Options of the built-in log.
+type Options struct {
+	// Tiles is the directory of what the log publishes; History, for the
+	// owner alone, that of what it must remember.
+	Tiles, History string
+	// BaseURL is where readers get the first log. Its host names it.
+	BaseURL *url.URL
+	Key     Key
+	// WitnessPolicy names the witnesses whose signatures a checkpoint must
+	// have, in the format of Sigsum; nil asks for none.
+	WitnessPolicy []byte
+	Now           func() time.Time // nil means time.Now
+	Log           *slog.Logger     // nil means silence
+}
+
+func (o Options) now() time.Time {
+	if o.Now == nil {
+		return time.Now()
+	}
+	return o.Now()
+}
+
+// BuiltIn is the built-in log.
+type BuiltIn struct {
+	root      string // of the tiles of all logs
+	shards    []shard
+	active    shard
+	tiles     tileDir
+	guard     *guard
+	witnesses *tessera.WitnessGroup // nil if none is asked for
+	add       tessera.AddFn
+	shutdown  func(context.Context) error
+	cleanup   []func() error // last first
+
+	published published
+	entering  sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	places  map[uint64]uint64 // of the entry whose leaf hash starts so
+	pending map[[32]byte]*place
+}
+
+// A place is where an entry will be.
+type place struct {
+	done  chan struct{} // closed once index and err are set
+	index uint64
+	err   error
+}
+
+// Open opens the log, or makes it on first use. It is an error that wraps
+// [ErrContradiction] if the tiles are not those that the log has signed.
+func Open(ctx context.Context, o Options) (*BuiltIn, error) {
+	l := &BuiltIn{root: o.Tiles, places: map[uint64]uint64{}, pending: map[[32]byte]*place{}}
+	if err := l.open(ctx, o); err != nil {
+		return nil, fmt.Errorf("tlog: %w", errors.Join(err, l.release()))
+	}
+	return l, nil
+}
+
+func (l *BuiltIn) open(ctx context.Context, o Options) error {
+	if err := private.Dir(o.History); err != nil {
+		return err
+	}
+	locked, err := lock(o.History)
+	if err != nil {
+		return err
+	}
+	l.cleanup = append(l.cleanup, locked.Close)
+	if err := l.openShards(o); err != nil {
+		return err
+	}
+	l.active = l.shards[len(l.shards)-1]
+	l.tiles = l.active.tiles(o.Tiles)
+	h, err := openHistory(l.active.historyFile(o.History), l.active.verifier)
+	if err != nil {
+		return err
+	}
+	l.cleanup = append(l.cleanup, h.f.Close)
+	l.guard = &guard{key: o.Key, v: l.active.verifier, tile: l.tiles.tile, history: h}
+	if err := l.checkPublished(); err != nil {
+		return err
+	}
+	if o.WitnessPolicy != nil {
+		if l.witnesses, err = parseWitnesses(o.WitnessPolicy); err != nil {
+			return err
+		}
+	}
+	return l.start(ctx)
+}
+
+// openShards reads the list of logs, or begins it.
+func (l *BuiltIn) openShards(o Options) error {
+	der, err := x509.MarshalPKIXPublicKey(o.Key.Public())
+	if err != nil {
+		return fmt.Errorf("key: %w", err)
+	}
+	if l.shards, err = readShards(o.History); err != nil {
+		return err
+	}
+	if l.shards == nil {
+		first, err := newShard(1, o.BaseURL, der, o.now())
+		if err != nil {
+			return err
+		}
+		if _, err := first.tiles(o.Tiles).checkpoint(); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: %s holds a log that %s knows nothing of: restore both or neither", ErrContradiction, o.Tiles, o.History)
+		}
+		l.shards = []shard{first}
+		return writeShards(o.History, l.shards)
+	}
+	if last := l.shards[len(l.shards)-1]; string(last.PublicKey) != string(der) {
+		return fmt.Errorf("%w: the key is not that of log %d, %s: configure the log's own, or begin the next log with `hallmark-attestd log rotate`",
+			ErrContradiction, last.Number, last.Origin)
+	}
+	return nil
+}
+
+// checkPublished compares the tiles' checkpoint with the history, before
+// anything is written.
+func (l *BuiltIn) checkPublished() error {
+	last := l.guard.history.last
+	text, err := l.tiles.checkpoint()
+	if errors.Is(err, fs.ErrNotExist) {
+		if last.size > 0 {
+			return fmt.Errorf("%w: %s is gone, and had %d entries: restore it", ErrContradiction, l.tiles, last.size)
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	cp, err := l.active.verifier.open(text)
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrContradiction, l.tiles, err)
+	}
+	if cp.size > last.size {
+		return fmt.Errorf("%w: %s has %d entries, of which the history knows %d: restore it", ErrContradiction, l.tiles, cp.size, last.size)
+	}
+	return nil
+}
+
+// start hands the directory to Tessera and proves that it continues what was
+// signed.
+func (l *BuiltIn) start(ctx context.Context) error {
+	if err := os.MkdirAll(string(l.tiles), 0o755); err != nil {
+		return err
+	}
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	l.cleanup = append(l.cleanup, func() error { stop(); return nil })
+	driver, err := posix.New(running, posix.Config{Path: string(l.tiles), HTTPClient: witnessClient()})
+	if err != nil {
+		return err
+	}
+	options := tessera.NewAppendOptions().WithCheckpointSigner(l.guard).
+		WithBatching(batchSize, batchAge).WithCheckpointInterval(CheckpointInterval).
+		WithCheckpointRepublishInterval(0).WithGarbageCollectionInterval(collectEvery)
+	if l.witnesses != nil {
+		options = options.WithWitnesses(*l.witnesses, nil).WithCheckpointRepublishInterval(republishEvery)
+	}
+	appender, shutdown, reader, err := tessera.NewAppender(running, driver, options)
+	if err != nil {
+		return errors.Join(l.guard.failure(), err)
+	}
+	l.add, l.shutdown = appender.Add, shutdown
+	size, err := reader.IntegratedSize(ctx)
+	if err != nil {
+		return err
+	}
+	root, err := rootAt(ctx, size, l.tiles.tile)
+	if err != nil {
+		return err
+	}
+	if err := l.guard.continues(ctx, size, root); err != nil {
+		return fmt.Errorf("%s: %w: restore the state that belongs to the history", l.tiles, err)
+	}
+	return l.index(ctx, size)
+}
+
+// index learns where each entry is. That takes about 20 MB of memory for each
+// million entries, and spares a database that would have to agree with the log.
+func (l *BuiltIn) index(ctx context.Context, size uint64) error {
+	for r := range layout.Range(0, size, size) {
+		hashes, err := l.tiles.tile(ctx, 0, r.Index, r.Partial)
+		if err != nil {
+			return err
+		}
+		for i := range uint64(r.N) {
+			if len(hashes) < int(i+1)*32 {
+				return fmt.Errorf("%s: tile 0/%d is too short", l.tiles, r.Index)
+			}
+			key := binary.BigEndian.Uint64(hashes[i*32:])
+			if _, ok := l.places[key]; !ok {
+				l.places[key] = r.Index*layout.TileWidth + i
+			}
+		}
+	}
+	return nil
+}
+
+// Enter implements [Log].
+func (l *BuiltIn) Enter(ctx context.Context, text []byte) ([]byte, error) {
+	d, err := parseDraft(text)
+	if err != nil {
+		return nil, err
+	}
+	index, err := l.place(ctx, d)
+	if err != nil {
+		return nil, fmt.Errorf("tlog: enter: %w", err)
+	}
+	cp, err := l.await(ctx, index)
+	if err != nil {
+		return nil, fmt.Errorf("tlog: entry %d: %w", index, err)
+	}
+	builder, err := client.NewProofBuilder(ctx, cp.size, l.tiles.tile)
+	if err != nil {
+		return nil, fmt.Errorf("tlog: entry %d: %w", index, err)
+	}
+	path, err := builder.InclusionProof(ctx, index)
+	if err != nil {
+		return nil, fmt.Errorf("tlog: entry %d: %w", index, err)
+	}
+	entry := d.entry(l.active.verifier, index, cp, path)
+	if _, err := d.verifyEntry(l.active.verifier, entry); err != nil {
+		return nil, fmt.Errorf("tlog: entry %d: %w", index, err)
+	}
+	return d.with(entry)
+}
+
+// place finds the entry or makes it.
+func (l *BuiltIn) place(ctx context.Context, d *draft) (uint64, error) {
+	p, err := l.begin(d)
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case <-p.done:
+		return p.index, p.err
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// begin has the entry added unless it is there or on its way.
+func (l *BuiltIn) begin(d *draft) (*place, error) {
+	hash, key := [32]byte(d.leafHash), binary.BigEndian.Uint64(d.leafHash)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errors.New("the log is closed")
+	}
+	if err := l.guard.failure(); err != nil {
+		return nil, err
+	}
+	if p, ok := l.pending[hash]; ok {
+		return p, nil
+	}
+	if index, ok := l.places[key]; ok {
+		p := &place{done: make(chan struct{}), index: index}
+		close(p.done)
+		return p, nil
+	}
+	p := &place{done: make(chan struct{})}
+	l.pending[hash] = p
+	future := l.add(context.Background(), tessera.NewEntry(d.body)) // outlives this caller
+	l.entering.Go(func() {
+		index, err := future()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		p.index, p.err = index.Index, err
+		if err == nil {
+			l.places[key] = index.Index
+		}
+		delete(l.pending, hash)
+		close(p.done)
+	})
+	return p, nil
+}
+
+// await waits for a checkpoint that covers the entry and has the signatures it
+// must have.
+func (l *BuiltIn) await(ctx context.Context, index uint64) (checkpoint, error) {
+	for {
+		cp, err := l.published.read(l.tiles, l.active.verifier)
+		if err != nil {
+			return checkpoint{}, err
+		}
+		if cp.size > index && (l.witnesses == nil || l.witnesses.Satisfied(cp.note)) {
+			return cp, nil
+		}
+		if err := l.guard.failure(); err != nil {
+			return checkpoint{}, err
+		}
+		select {
+		case <-ctx.Done():
+			if l.witnesses != nil {
+				return checkpoint{}, fmt.Errorf("no checkpoint yet that the witnesses have signed: %w", ctx.Err())
+			}
+			return checkpoint{}, fmt.Errorf("no checkpoint yet: %w", ctx.Err())
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// published is the latest checkpoint, read for all who wait for it.
+type published struct {
+	mu   sync.Mutex
+	at   time.Time
+	text string
+	cp   checkpoint
+}
+
+func (p *published) read(tiles tileDir, v *verifier) (checkpoint, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(p.at) < pollEvery {
+		return p.cp, nil
+	}
+	text, err := tiles.checkpoint()
+	if err != nil {
+		return checkpoint{}, err
+	}
+	if string(text) != p.text {
+		if p.cp, err = v.open(text); err != nil {
+			return checkpoint{}, fmt.Errorf("%w: %w", ErrContradiction, err)
+		}
+		p.text = string(text)
+	}
+	p.at = time.Now()
+	return p.cp, nil
+}
+
+// Trusted implements [Log].
+func (l *BuiltIn) Trusted() []*trustpb.TransparencyLogInstance {
+	var out []*trustpb.TransparencyLogInstance
+	for _, s := range l.shards {
+		out = append(out, s.trusted())
+	}
+	return out
+}
+
+// Close implements [Log].
+func (l *BuiltIn) Close(ctx context.Context) error {
+	l.mu.Lock()
+	closed := l.closed
+	l.closed = true
+	l.mu.Unlock()
+	if closed {
+		return nil
+	}
+	l.entering.Wait() // a batch is not long
+	var err error
+	if l.guard.failure() == nil {
+		if err = l.shutdown(ctx); err != nil {
+			err = fmt.Errorf("tlog: close: %w", err)
+		}
+	}
+	return errors.Join(err, l.release())
+}
+
+func (l *BuiltIn) release() error {
+	var err error
+	for i := len(l.cleanup) - 1; i >= 0; i-- {
+		err = errors.Join(err, l.cleanup[i]())
+	}
+	l.cleanup = nil
+	return err
+}
+
+// A guard signs checkpoints, and none that contradicts an earlier one. It is
+// Tessera's note.Signer.
+type guard struct {
+	key  Key
+	v    *verifier
+	tile client.TileFetcherFunc
+
+	mu      sync.Mutex
+	history *history
+	err     error // why it will never sign again
+}
+
+var _ note.Signer = (*guard)(nil)
+
+func (g *guard) Name() string    { return g.v.Name() }
+func (g *guard) KeyHash() uint32 { return g.v.KeyHash() }
+
+// Sign signs a checkpoint's text. The checkpoint is durable before Sign returns.
+func (g *guard) Sign(msg []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), signTimeout)
+	defer cancel()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.err != nil {
+		return nil, g.err
+	}
+	size, root, err := parseText(string(msg), g.v.origin)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.check(ctx, size, root); err != nil {
+		return nil, err
+	}
+	sig, err := g.key.SignCheckpoint(ctx, msg)
+	if err != nil {
+		return nil, fmt.Errorf("sign checkpoint: %w", err)
+	}
+	if !g.v.Verify(msg, sig) {
+		return nil, errors.New("sign checkpoint: the signature does not verify with the log's key")
+	}
+	if g.history.last.root == nil || g.history.last.size != size {
+		line := checkpoint{size: size, root: root, sig: encodeSignature(g.v, sig)}
+		if err := g.history.append(line); err != nil {
+			return nil, err
+		}
+	}
+	return sig, nil
+}
+
+func encodeSignature(v *verifier, sig []byte) string {
+	return base64.StdEncoding.EncodeToString(append(binary.BigEndian.AppendUint32(nil, v.KeyHash()), sig...))
+}
+
+// continues proves that a tree contains all that was signed.
+func (g *guard) continues(ctx context.Context, size uint64, root []byte) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.check(ctx, size, root)
+}
+
+func (g *guard) check(ctx context.Context, size uint64, root []byte) error {
+	if g.history.last.root == nil {
+		return nil
+	}
+	err := extends(ctx, g.history.last, size, root, g.tile)
+	if errors.Is(err, ErrContradiction) {
+		g.err = err
+	}
+	return err
+}
+
+func (g *guard) failure() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
