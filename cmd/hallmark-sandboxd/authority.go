@@ -16,11 +16,11 @@ type authority struct{ stub pb.AuthorityClient }
 
 func (a authority) Open(ctx context.Context, o host.Opening) (host.Opened, error) {
 	r, err := a.stub.Open(ctx, &pb.OpenRequest{
-		Session: o.Session, Profile: o.Profile, JobToken: o.Token,
+		Session: o.Session, Profile: o.Profile, JobToken: o.Token, IdToken: o.IDToken,
 		Job: &pb.JobFacts{
 			Id: o.Job.ID, Name: o.Job.Name, Stage: o.Job.Stage, ProjectId: o.Job.ProjectID,
 			PipelineId: o.Job.PipelineID, UserId: o.Job.UserID,
-			Ref: o.Job.Ref, Tag: o.Job.RefType == "tag", Sha: o.Job.SHA,
+			Ref: o.Job.Ref, Tag: o.Job.RefType == "tag", Sha: o.Job.SHA, RunnerId: o.Runner,
 		},
 	})
 	if err != nil {
@@ -40,16 +40,16 @@ func (a authority) Append(ctx context.Context, attempt string, lines [][]byte) (
 	return record.Head{Entries: r.GetEntries(), Hash: r.GetHead()}, nil
 }
 
-func (a authority) Close(ctx context.Context, attempt string, head record.Head) ([]host.Attestation, string, error) {
-	r, err := a.stub.Close(ctx, &pb.CloseRequest{Attempt: attempt, Head: head.Hash})
+func (a authority) Close(ctx context.Context, attempt string, head record.Head, token string) (host.Closed, error) {
+	r, err := a.stub.Close(ctx, &pb.CloseRequest{Attempt: attempt, Head: head.Hash, JobToken: token})
 	if err != nil {
-		return nil, "", inWords(err)
+		return host.Closed{}, inWords(err)
 	}
-	var out []host.Attestation
+	out := host.Closed{Reason: r.GetReason(), Pending: r.GetPending(), URL: r.GetUrl()}
 	for _, at := range r.GetAttestations() {
-		out = append(out, host.Attestation{URL: at.GetUrl()})
+		out.Attestations = append(out.Attestations, host.Attestation{URL: at.GetUrl()})
 	}
-	return out, r.GetReason(), nil
+	return out, nil
 }
 
 // inWords drops gRPC's frame around the authority's own words, and tells

@@ -22,8 +22,8 @@ func (h *Host) attest(ctx context.Context, j *job) error {
 	if err := h.close(ctx, j, j.results.sum()); err != nil {
 		return err
 	}
-	if _, outputs, _ := j.inputs.numbers(); outputs > 0 && len(j.attested) == 0 {
-		return &hintedError{fmt.Errorf("the outputs were not attested: %s", j.reason),
+	if _, outputs, _ := j.inputs.numbers(); outputs > 0 && j.fate() == notAttested {
+		return &hintedError{fmt.Errorf("the outputs were not attested: %s", j.closed.Reason),
 			"the authority's log says more; see SECURITY.md, \"When a job is not attested\""}
 	}
 	return nil
@@ -38,26 +38,59 @@ func (h *Host) finish(j *job, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if err := h.close(ctx, j, j.results.sum()); err != nil {
-		j.reason = err.Error()
+		j.closed.Reason = err.Error()
 		log.Error("attempt not closed", "error", err)
 	}
 }
 
-// close writes the last entry and lets the authority judge the record.
+// close writes the last entry and lets the authority judge the record. Where
+// the authority does not answer and the job may end all the same, the record is
+// kept to be closed late.
 func (h *Host) close(ctx context.Context, j *job, res result) error {
 	j.finished = true
 	e, err := j.record.Append(record.Closed, record.Closing{Result: res.outcome, ExitCode: res.code})
 	if err != nil {
 		return err
 	}
+	err = h.judge(ctx, j, record.Head{Entries: e.Seq + 1, Hash: e.Hash})
+	if unavailable(err) && j.spool && j.sealed && j.security == nil && res.outcome != "system_failure" {
+		return h.postpone(j, err)
+	}
+	return err
+}
+
+func (h *Host) judge(ctx context.Context, j *job, head record.Head) error {
 	if err := j.pump.acknowledged(ctx); err != nil {
 		return err
 	}
-	j.attested, j.reason, err = h.authority.Close(ctx, j.opened.Attempt, record.Head{Entries: e.Seq + 1, Hash: e.Hash})
+	closed, err := h.authority.Close(ctx, j.opened.Attempt, head, j.payload.Token)
 	if err != nil {
 		return fmt.Errorf("close the attempt with the authority: %w", err)
 	}
+	j.closed = closed
 	return nil
+}
+
+// A fate is what became of a job's outputs, in one word for the job's log.
+type fate string
+
+const (
+	notAttested fate = "not attested"
+	attested    fate = "attested"
+	signed      fate = "pending" // the authority has it in hand
+	kept        fate = "kept"    // it is to be closed late
+)
+
+func (j *job) fate() fate {
+	switch {
+	case j.late != nil:
+		return kept
+	case j.closed.Pending:
+		return signed
+	case len(j.closed.Attestations) > 0:
+		return attested
+	}
+	return notAttested
 }
 
 // summarize tells the developer, in the job's log, what was recorded.
@@ -68,28 +101,43 @@ func (j *job) summarize(out *joblog.Log) {
 		fmt.Sprintf("Evidence: %s, %d blocked, %s", count(fetched, "input"), blocked, count(outputs, "output")), false)
 	defer section.End()
 	for _, name := range names {
-		if len(j.attested) > 0 {
-			out.Printf("attested     %s", name)
-		} else {
-			out.Printf("not attested %s", name)
-		}
+		out.Printf("%-12s %s", j.fate(), name)
 	}
-	for _, a := range j.attested {
-		if a.URL != "" {
-			out.Printf("bundle       %s", a.URL)
+	switch j.fate() {
+	case attested:
+		for _, a := range j.closed.Attestations {
+			if a.URL != "" {
+				out.Printf("bundle       %s", a.URL)
+			}
 		}
-	}
-	if len(j.attested) == 0 {
+	case signed:
+		out.Printf("not attested yet: %s", j.closed.Reason)
+		if j.closed.URL != "" {
+			out.Printf("it will be at %s", j.closed.URL)
+		}
+	case kept:
+		out.Printf("not attested yet: %v", j.late)
+		out.Printf("the record is kept on this host and closed when the authority answers; %s", j.unacknowledged())
+	case notAttested:
 		out.Printf("no attestation: %s", j.whyNot())
 	}
+}
+
+// unacknowledged says what a late closing depends on.
+func (j *job) unacknowledged() string {
+	held, all := j.pump.head().Entries, j.record.Head().Entries
+	if held == all {
+		return "it holds all entries already"
+	}
+	return fmt.Sprintf("if that is not within minutes, the last %d of %d entries come too late and nothing is attested", all-held, all)
 }
 
 func (j *job) whyNot() string {
 	switch {
 	case j.security != nil:
 		return j.security.Error()
-	case j.reason != "":
-		return j.reason
+	case j.closed.Reason != "":
+		return j.closed.Reason
 	}
 	return "the job sent no artifacts"
 }

@@ -16,6 +16,24 @@
 //     a variable which no tenant can set. Facts come from the job's payload.
 //   - Every failure is the user's, the system's or a security failure. What
 //     nobody classified is the system's.
+//
+// # When the authority does not answer
+//
+// Up to the sealing of the work tree an authority that stays silent fails the
+// job, always: what the authority does not hold, the tenant's next script could
+// have had rewritten. From then on nothing of the tenant's runs, and an admin
+// can choose to let the job end (Config.Spool). The closed record is kept, and
+// is closed with the authority later, also by a later daemon; see late.go.
+//
+// This weakens one thing: between the sealing and the authority's return, a host
+// that is taken over can still change what it says of the uploads and of the
+// job's end. How long that can be is not the host's choice: the authority
+// acknowledges no entry that is older than its bound on clocks, five minutes,
+// and attests nothing that it did not acknowledge. So an outage that outlasts
+// the bound costs the attestation, unless the whole record was acknowledged
+// before and only the closing is missing, as when a signing service, the log or
+// GitLab is away. A job that was let go that way is compared with how GitLab saw
+// it end.
 package host
 
 import (
@@ -56,19 +74,24 @@ type Config struct {
 	// DeclareSource accepts a work tree that differs from the job's commit and
 	// says so in the statement. False refuses such a job.
 	DeclareSource bool
-	StopGrace     time.Duration // from SIGTERM to SIGKILL for a canceled stage
-	Limits        sandbox.Limits
-	FirstID       uint32
-	IDRanges      int
-	Allow         []policy.Rule
-	ConfigDigest  string
-	Version       string
+	// Spool lets a job end although the authority does not answer, and closes
+	// its record later. False fails such a job.
+	Spool        bool
+	StopGrace    time.Duration // from SIGTERM to SIGKILL for a canceled stage
+	Limits       sandbox.Limits
+	FirstID      uint32
+	IDRanges     int
+	Allow        []policy.Rule
+	ConfigDigest string
+	Version      string
 }
 
 // Opening is what the authority is told when an attempt starts.
 type Opening struct {
 	Session, Profile, Token string
 	Job                     record.Job
+	Runner                  int64  // its id, 0 if the payload does not say
+	IDToken                 string // the job's for the authority; may be empty
 }
 
 // Opened is the authority's answer.
@@ -82,14 +105,22 @@ type Attestation struct {
 	URL string // where people find it; may be empty
 }
 
+// Closed is what the authority made of a record.
+type Closed struct {
+	Attestations []Attestation
+	Reason       string // why there are none, or what they wait for
+	Pending      bool   // there are none yet; the authority goes on by itself
+	URL          string // where people see what became of it; may be empty
+}
+
 // Authority is the signing service as the host sees it. All methods are safe
 // for concurrent use; Append and Close may be repeated.
 type Authority interface {
 	Open(ctx context.Context, o Opening) (Opened, error)
 	// Append returns the record as the authority holds it, durably.
 	Append(ctx context.Context, attempt string, lines [][]byte) (record.Head, error)
-	// Close returns the attestations, or the reason why there are none.
-	Close(ctx context.Context, attempt string, head record.Head) ([]Attestation, string, error)
+	// Close ends the attempt. token is the job's, empty once the job has ended.
+	Close(ctx context.Context, attempt string, head record.Head, token string) (Closed, error)
 }
 
 // UnavailableError says that the authority did not answer: to ask again may help.
@@ -100,7 +131,7 @@ func (e *UnavailableError) Unwrap() error { return e.Err }
 
 func unavailable(err error) bool {
 	_, ok := errors.AsType[*UnavailableError](err)
-	return ok
+	return ok || errors.Is(err, context.DeadlineExceeded)
 }
 
 // Host runs jobs. It is safe for concurrent use.
@@ -112,6 +143,7 @@ type Host struct {
 	log       *slog.Logger
 	ids       *idPool
 	leftover  []os.DirEntry // records of an earlier daemon
+	postponed chan struct{} // has one element when a record was left to be closed late
 
 	mu   sync.Mutex
 	jobs map[string]*job // by session
@@ -121,10 +153,11 @@ type Host struct {
 func New(ctx context.Context, cfg Config, rt *containerd.Runtime, images *image.Resolver, authority Authority, log *slog.Logger) (*Host, error) {
 	h := &Host{
 		cfg: cfg, runtime: rt, images: images, authority: authority, log: log,
-		ids:  newIDPool(cfg.FirstID, cfg.IDRanges),
-		jobs: map[string]*job{},
+		ids:       newIDPool(cfg.FirstID, cfg.IDRanges),
+		postponed: make(chan struct{}, 1),
+		jobs:      map[string]*job{},
 	}
-	for _, dir := range []string{h.workspaces(), h.records(), h.spools()} {
+	for _, dir := range []string{h.workspaces(), h.records(), h.late(), h.spools()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("host: %w", err)
 		}
@@ -138,13 +171,17 @@ func New(ctx context.Context, cfg Config, rt *containerd.Runtime, images *image.
 func (h *Host) workspaces() string { return filepath.Join(h.cfg.StateDir, "jobs") }
 func (h *Host) spools() string     { return filepath.Join(h.cfg.StateDir, "spool") }
 func (h *Host) records() string    { return filepath.Join(h.cfg.StateDir, "records") }
+func (h *Host) late() string       { return filepath.Join(h.cfg.StateDir, "late") }
 
 // Serve answers drivers until the context ends; then it takes down every job
 // that is left and returns.
 func (h *Host) Serve(ctx context.Context, l *net.UnixListener) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.reap(ctx) })
-	wg.Go(func() { h.settleRecords(ctx) })
+	wg.Go(func() {
+		h.settleRecords(ctx)
+		h.closeLate(ctx)
+	})
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	for {

@@ -51,8 +51,9 @@ type job struct {
 	results    results
 	security   error // the first security failure: the attempt is lost
 	finished   bool
-	attested   []Attestation
-	reason     string // why there is no attestation
+	closed     Closed // what the authority made of it
+	spool      bool   // the job may end although the authority does not answer
+	late       error  // why the record is to be closed late
 	gone       bool
 	blocks     blockLog
 	inputs     inputCount

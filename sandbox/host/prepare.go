@@ -51,7 +51,7 @@ func (h *Host) prepare(ctx context.Context, conn *executor.Conn, out *joblog.Log
 		session: req.Session, profile: profile, payload: payload,
 		runner: parentOf(conn.Peer().PID), started: time.Now(),
 		dir: h.jobDir(req.Session), recordPath: filepath.Join(h.records(), req.Session+".jsonl"),
-		env: map[sandbox.Role][]string{},
+		env: map[sandbox.Role][]string{}, spool: h.cfg.Spool,
 	}
 	if exists(req.TempDir) {
 		j.tempDir = req.TempDir
@@ -197,7 +197,10 @@ func (h *Host) policyFor(j *job) policy.Policy {
 // open asks the authority for the attempt and starts the record.
 func (h *Host) open(ctx context.Context, j *job, req executor.Request, pol policy.Policy) error {
 	facts := jobFacts(j.payload)
-	opened, err := h.authority.Open(ctx, Opening{Session: j.session, Profile: string(j.profile), Token: j.payload.Token, Job: facts})
+	opened, err := h.authority.Open(ctx, Opening{
+		Session: j.session, Profile: string(j.profile), Token: j.payload.Token, Job: facts,
+		Runner: runnerOf(j.payload.Variables), IDToken: idTokenOf(j.payload.Variables),
+	})
 	if err != nil {
 		return fmt.Errorf("open the attempt with the authority: %w", err)
 	}
@@ -214,8 +217,37 @@ func (h *Host) open(ctx context.Context, j *job, req executor.Request, pol polic
 	if err != nil {
 		return err
 	}
-	j.pump = startPump(j.record, h.authority, opened.Attempt)
+	j.pump = newPump(j.record, h.authority, opened.Attempt, patience, h.cfg.Spool).start()
 	return nil
+}
+
+// idTokenVariable is how a job names an ID token that is for the authority.
+const idTokenVariable = "HALLMARK_ID_TOKEN"
+
+// idTokenOf is the job's ID token for the authority, as the runner would read
+// the variable: the last one of its name. Whether it is what it should be, the
+// authority decides.
+func idTokenOf(vars []executor.Variable) string {
+	token := ""
+	for _, v := range vars {
+		if v.Key == idTokenVariable {
+			token = v.Value
+		}
+	}
+	return token
+}
+
+// runnerOf is the runner that GitLab gave the job to. Of several variables of
+// that name the first is GitLab's: every job that a runner has gets one, before
+// any that a tenant can set.
+func runnerOf(vars []executor.Variable) int64 {
+	for _, v := range vars {
+		if v.Key == "CI_RUNNER_ID" {
+			n, _ := strconv.ParseInt(v.Value, 10, 64)
+			return n
+		}
+	}
+	return 0
 }
 
 func network(p sandbox.Profile, pol policy.Policy) record.Network {

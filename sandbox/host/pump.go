@@ -13,6 +13,7 @@ import (
 const (
 	batchBytes = 1 << 20          // of one Append
 	patience   = 30 * time.Second // with an authority that does not answer
+	oneCall    = 10 * time.Second // of that, for one Append
 )
 
 // A pump streams a record to the authority while it grows.
@@ -20,6 +21,8 @@ type pump struct {
 	log       *record.Log
 	authority Authority
 	attempt   string
+	patience  time.Duration
+	persists  bool // goes on trying after its patience is at its end
 
 	stop context.CancelFunc
 	done chan struct{}
@@ -30,10 +33,14 @@ type pump struct {
 	changed chan struct{} // closed when acked or err changes
 }
 
-func startPump(log *record.Log, authority Authority, attempt string) *pump {
-	ctx, cancel := context.WithCancel(context.Background())
-	p := &pump{log: log, authority: authority, attempt: attempt, stop: cancel,
+func newPump(log *record.Log, authority Authority, attempt string, patience time.Duration, persists bool) *pump {
+	return &pump{log: log, authority: authority, attempt: attempt, patience: patience, persists: persists,
 		done: make(chan struct{}), changed: make(chan struct{})}
+}
+
+func (p *pump) start() *pump {
+	ctx, cancel := context.WithCancel(context.Background())
+	p.stop = cancel
 	go p.run(ctx)
 	return p
 }
@@ -85,13 +92,20 @@ func (p *pump) send(ctx context.Context) error {
 }
 
 // try repeats an Append, which is idempotent, until the authority's patience
-// or ours is at its end. A refusal is final.
+// or ours is at its end. A refusal is final. A pump that persists tells those
+// who wait that it was in vain, and goes on.
 func (p *pump) try(ctx context.Context, lines [][]byte) (record.Head, error) {
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(p.patience)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		head, err := p.authority.Append(ctx, p.attempt, lines)
-		if err == nil || !unavailable(err) || time.Now().After(deadline) {
+		head, err := p.append(ctx, lines)
+		if err == nil || !unavailable(err) {
 			return head, err
+		}
+		if time.Now().After(deadline) {
+			if !p.persists {
+				return head, err
+			}
+			p.set(p.head(), err)
 		}
 		select {
 		case <-ctx.Done():
@@ -99,6 +113,12 @@ func (p *pump) try(ctx context.Context, lines [][]byte) (record.Head, error) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+func (p *pump) append(ctx context.Context, lines [][]byte) (record.Head, error) {
+	ctx, cancel := context.WithTimeout(ctx, oneCall)
+	defer cancel()
+	return p.authority.Append(ctx, p.attempt, lines)
 }
 
 func (p *pump) set(head record.Head, err error) {

@@ -146,7 +146,17 @@ func (j *job) seal(ctx context.Context) error {
 		return err
 	}
 	j.sealed = true
-	return j.pump.acknowledged(ctx)
+	return j.acknowledged(ctx)
+}
+
+// acknowledged waits until the authority holds the record so far. Once the work
+// tree is sealed, an authority that stays silent need not fail the job.
+func (j *job) acknowledged(ctx context.Context) error {
+	err := j.pump.acknowledged(ctx)
+	if j.spool && j.sealed && unavailable(err) {
+		return nil
+	}
+	return err
 }
 
 // script runs a stage's script between its two entries in the record.
@@ -191,7 +201,7 @@ func (h *Host) script(ctx context.Context, j *job, stage sandbox.Stage, script [
 func (j *job) held(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience+5*time.Second)
 	defer cancel()
-	return j.pump.acknowledged(ctx)
+	return j.acknowledged(ctx)
 }
 
 // asAsked takes a stage that the runner had us end for no failure of ours, and

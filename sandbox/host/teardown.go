@@ -56,6 +56,9 @@ func (h *Host) teardown(j *job) error {
 	h.mu.Lock()
 	delete(h.jobs, j.session)
 	h.mu.Unlock()
+	if j.late != nil {
+		h.wakeLate()
+	}
 	j.logger(h.log).Info("sandbox removed")
 	return nil
 }
@@ -105,7 +108,8 @@ func removeContainer(ctx context.Context, c container) error {
 }
 
 // release gives up the record. The file goes once the authority holds all of
-// it; otherwise it is the only evidence there is, and stays.
+// it; otherwise it is the only evidence there is, and stays, as does one that is
+// to be closed late.
 func (j *job) release() error {
 	if j.record == nil {
 		return nil
@@ -113,7 +117,7 @@ func (j *job) release() error {
 	held := j.pump != nil && j.pump.close()
 	err := j.record.Close()
 	j.record, j.pump = nil, nil
-	if !held {
+	if !held || j.late != nil {
 		return err
 	}
 	return errors.Join(err, os.Remove(j.recordPath))
@@ -217,18 +221,23 @@ func (h *Host) settle(ctx context.Context, path string) error {
 			return err
 		}
 	}
-	p := startPump(l, h.authority, attempt)
-	err = p.acknowledged(ctx)
-	p.close()
-	if err != nil {
+	if err := deliver(ctx, l, h.authority, attempt, patience); err != nil {
 		return err
 	}
 	if !wasClosed {
-		if _, _, err := h.authority.Close(ctx, attempt, l.Head()); err != nil {
+		if _, err := h.authority.Close(ctx, attempt, l.Head(), ""); err != nil {
 			return err
 		}
 	}
 	return os.Remove(path)
+}
+
+// deliver gives the authority the rest of a record that nobody adds to.
+func deliver(ctx context.Context, l *record.Log, authority Authority, attempt string, patience time.Duration) error {
+	p := newPump(l, authority, attempt, patience, false).start()
+	err := p.acknowledged(ctx)
+	p.close()
+	return err
 }
 
 // attemptOf reads the authority's name for the attempt from a record's first line.
