@@ -38,6 +38,7 @@ require (
 	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
 	golang.org/x/sys v0.50.0 // system calls that package syscall lacks
 	golang.org/x/text v0.43.0 // Unicode normal forms: names in archives that look alike
+	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // details of refusals: which limit, when to ask again
 	google.golang.org/grpc v1.85.0 // between a runner host and the authority
 	google.golang.org/protobuf v1.36.12 // the same, and Sigstore's JSON
 	k8s.io/klog/v2 v2.140.0 // behind tessera: turned to our logger
@@ -137,7 +138,6 @@ require (
 	golang.org/x/term v0.47.0 // indirect
 	golang.org/x/tools v0.52.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20260817212433-ac3dfec99bb1 // indirect
-	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // indirect
 	gotest.tools/v3 v3.5.2 // indirect
 	modernc.org/libc v1.79.0 // indirect
 	modernc.org/mathutil v1.7.1 // indirect

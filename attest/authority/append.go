@@ -27,7 +27,7 @@ func (a *Authority) Append(ctx context.Context, req *authoritypb.AppendRequest) 
 	if at.State != store.StateOpen {
 		return nil, ended(at)
 	}
-	held, err := a.load(ctx, at.ID)
+	held, err := a.load(ctx, &at)
 	if err != nil {
 		return nil, a.unavailable(ctx, "read record", err)
 	}
@@ -40,7 +40,7 @@ func (a *Authority) Append(ctx context.Context, req *authoritypb.AppendRequest) 
 			a.forget(at.ID) // the file may hold some of them now
 			return nil, a.unavailable(ctx, "store record", err)
 		}
-		a.keep(at.ID, grown)
+		a.keep(&at, grown)
 	}
 	head := grown.chain.Head()
 	return &authoritypb.AppendResponse{Entries: head.Entries, Head: head.Hash}, nil
@@ -107,7 +107,7 @@ func reordered(lines [][]byte) bool {
 // tooLarge refuses a record that can never end well: to ask again does not help.
 func (a *Authority) tooLarge(ctx context.Context, at *store.Attempt, why string) error {
 	a.audit(ctx, EventTooLarge, append([]any{"why", why}, attemptFields(at)...)...)
-	return status.Error(codes.ResourceExhausted, why)
+	return exhausted(limitRecord, 0, "%s", why)
 }
 
 func (a *Authority) checkEntry(ctx context.Context, at *store.Attempt, e record.Entry) error {

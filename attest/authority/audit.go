@@ -75,6 +75,16 @@ func (a *Authority) audit(ctx context.Context, event Event, fields ...any) {
 	a.cfg.Log.Log(ctx, level, "audit event", append([]any{"audit", true, "event", string(event)}, fields...)...)
 }
 
+// auditSparingly is audit for what a peer can have refused as often as it likes:
+// all of it is counted, but a flood is not recorded in full.
+func (a *Authority) auditSparingly(ctx context.Context, peer string, event Event, fields ...any) {
+	if _, ok := a.limits.audits.take(string(event) + " " + peer); !ok {
+		a.metrics.count(event)
+		return
+	}
+	a.audit(ctx, event, fields...)
+}
+
 // attemptFields tell which attempt an event is about, if it is about one.
 func attemptFields(at *store.Attempt) []any {
 	if at == nil {

@@ -32,9 +32,17 @@
 //
 // # Trust
 //
-// The socket tells which user a host's daemon runs as; that user could lie about
-// a job from its start. What it cannot do is change its mind: acknowledged
-// lines stay.
+// The socket tells which user a host's daemon runs as; a certificate tells which
+// machine it is (see [HostCA]), and each call asks the store whether that machine
+// may still speak. A host could lie about a job from its start, if the job is one
+// that it may attest at all. What it cannot do is change its mind: acknowledged
+// lines stay. An attempt is its host's who opened it: for others it is not there.
+//
+// # Fairness
+//
+// A host may be hostile, or only slow. Whatever it takes is bounded for each host
+// apart: connections, calls, bytes that arrive or wait, attempts, questions to
+// GitLab. What is shared is handed out in turns, host by host. See [Limits].
 package authority
 
 import (
@@ -90,11 +98,14 @@ type Config struct {
 	Store      store.Store
 	Signer     Signer
 	GitLab     GitLab
-	GitLabURL  string // goes into statements; sources lie below it, or below jobs' own host
-	BuilderURI string // builder ids are this, a slash, and the profile
-	PublicURL  string // for links; may be empty
-	Version    string // of the authority
-	Secret     []byte // commitment keys are derived from it
+	GitLabURL  string  // goes into statements; sources lie below it, or below jobs' own host
+	BuilderURI string  // builder ids are this, a slash, and the profile
+	PublicURL  string  // for links; may be empty
+	Version    string  // of the authority
+	Secret     []byte  // commitment keys are derived from it
+	HostCA     *HostCA // nil: no hosts on other machines
+	Address    string  // host:port at which those find the authority
+	Limits     Limits
 	Now        func() time.Time
 	Log        *slog.Logger
 }
@@ -106,9 +117,11 @@ type Authority struct {
 	gitlab    *url.URL
 	maxRecord int64
 	metrics   *meters
+	limits    *limits
 
 	mu   sync.Mutex
 	live map[string]*live // by attempt; each guarded by its job's lock
+	held map[string]int64 // bytes of memory that they take, by host
 }
 
 // New checks the configuration.
@@ -129,7 +142,13 @@ func New(cfg Config) (*Authority, error) {
 		cfg.Now = time.Now
 	}
 	cfg.PublicURL = strings.TrimSuffix(cfg.PublicURL, "/")
-	return &Authority{cfg: cfg, gitlab: base, maxRecord: MaxRecord, metrics: newMeters(), live: map[string]*live{}}, nil
+	a := &Authority{
+		cfg: cfg, gitlab: base, maxRecord: MaxRecord, metrics: newMeters(),
+		limits: newLimits(cfg.Limits, cfg.Now), live: map[string]*live{}, held: map[string]int64{},
+	}
+	a.metrics.watch(a.limits)
+	a.metrics.gauge("hallmark_record_memory_bytes", a.memory)
+	return a, nil
 }
 
 func (a *Authority) now() time.Time { return a.cfg.Now().UTC() }
@@ -168,6 +187,9 @@ func (a *Authority) lockAttempt(ctx context.Context, id string) (context.Context
 	if err != nil {
 		return nil, store.Attempt{}, nil, err
 	}
+	if err := a.ownAttempt(ctx, &first); err != nil {
+		return nil, store.Attempt{}, nil, err
+	}
 	ctx, unlock, err := a.lockJob(ctx, first.Job.ID)
 	if err != nil {
 		return nil, store.Attempt{}, nil, err
@@ -183,7 +205,7 @@ func (a *Authority) lockAttempt(ctx context.Context, id string) (context.Context
 func (a *Authority) attempt(ctx context.Context, id string) (store.Attempt, error) {
 	at, err := a.cfg.Store.Attempt(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return store.Attempt{}, status.Errorf(codes.NotFound, "attempt %s: not found", id)
+		return store.Attempt{}, noAttempt(id)
 	}
 	if err != nil {
 		return store.Attempt{}, a.unavailable(ctx, "read attempt", err)
@@ -221,7 +243,11 @@ func (a *Authority) condemn(ctx context.Context, event Event, at *store.Attempt,
 func (a *Authority) decide(ctx context.Context, id string, d store.Decision) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
-	return a.cfg.Store.Decide(ctx, id, d)
+	err := a.cfg.Store.Decide(ctx, id, d)
+	if err == nil || errors.Is(err, store.ErrDecided) {
+		a.limits.removeOpen(id)
+	}
+	return err
 }
 
 // ended says why nothing more can be done with an attempt.
@@ -235,9 +261,14 @@ func ended(at store.Attempt) error {
 	return status.Errorf(codes.FailedPrecondition, "attempt %s is %s", at.ID, at.State)
 }
 
-// Tidy ends attempts that were never closed and lets idle records go from
-// memory. It is called now and then.
+// Tidy counts the open attempts, ends those that were never closed and lets idle
+// records go from memory. It is called at the start, and now and then.
 func (a *Authority) Tidy(ctx context.Context) error {
+	open, err := a.cfg.Store.OpenBefore(ctx, a.now().Add(MaxSkew))
+	if err != nil {
+		return err
+	}
+	a.limits.setOpen(open)
 	old, err := a.cfg.Store.OpenBefore(ctx, a.now().Add(-MaxAge))
 	if err != nil {
 		return err

@@ -19,8 +19,8 @@ import (
 // How much of an answer may be bundles, and how much subjects, before the rest
 // is left to be fetched by URL.
 const (
-	maxAnswerBundles  = 10 << 20
-	maxAnswerSubjects = 4 << 20
+	maxAnswerBundles  = 1 << 20 // little: a host that does not read its answers has them lie here
+	maxAnswerSubjects = 512 << 10
 )
 
 // Close ends an attempt and returns what it was decided to have.
@@ -33,7 +33,7 @@ func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*
 	if at.State != store.StateOpen && at.State != store.StateClosed {
 		return nil, ended(at)
 	}
-	held, err := a.load(ctx, at.ID)
+	held, err := a.load(ctx, &at)
 	if err != nil {
 		return nil, a.unavailable(ctx, "read record", err)
 	}
@@ -54,6 +54,15 @@ func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*
 
 // conclude decides about an open attempt whose record is complete.
 func (a *Authority) conclude(ctx context.Context, at *store.Attempt) error {
+	size, err := a.cfg.Store.RecordSize(ctx, at.ID)
+	if err != nil {
+		return a.unavailable(ctx, "read record", err)
+	}
+	memory, err := a.limits.records.enter(ctx, at.Host, size)
+	if err != nil {
+		return err
+	}
+	defer memory.leave()
 	entries, err := a.entries(ctx, at.ID)
 	if err != nil {
 		return a.unavailable(ctx, "read record", err)
@@ -99,7 +108,9 @@ func (a *Authority) decision(ctx context.Context, at *store.Attempt, entries []r
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	for _, st := range statements {
+		signed := a.metrics.timed("sign")
 		bundle, err := a.cfg.Signer.Sign(ctx, st)
+		signed()
 		if err != nil {
 			return store.Decision{}, err
 		}

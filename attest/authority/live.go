@@ -1,13 +1,17 @@
 package authority
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"time"
 
+	"hallmark.build/attest/store"
 	"hallmark.build/sandbox/record"
 )
 
@@ -17,6 +21,7 @@ type live struct {
 	chain  record.Chain
 	hashes [][sha256.Size]byte
 	size   int64     // bytes of the record, newlines included
+	host   string    // whose attempt it is
 	ran    bool      // a stage that can run the tenant's code has started
 	used   time.Time // guarded by Authority.mu
 }
@@ -77,7 +82,8 @@ func (l *live) copy() *live {
 // load returns the attempt's record, from memory or from the store. The caller
 // holds the job's lock. Another replica may have added to the record since, and
 // only added: if it is as long as what we remember, it is the same.
-func (a *Authority) load(ctx context.Context, attempt string) (*live, error) {
+func (a *Authority) load(ctx context.Context, at *store.Attempt) (*live, error) {
+	attempt := at.ID
 	if l := a.remembered(attempt); l != nil {
 		size, err := a.cfg.Store.RecordSize(ctx, attempt)
 		if err != nil {
@@ -90,17 +96,11 @@ func (a *Authority) load(ctx context.Context, attempt string) (*live, error) {
 			return nil, fmt.Errorf("authority: stored record %s: holds %d bytes of %d that were acknowledged", attempt, size, l.size)
 		}
 	}
-	data, err := a.cfg.Store.Record(ctx, attempt)
+	l, err := a.read(ctx, attempt)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("authority: stored record %s: %w", attempt, err)
 	}
-	l := &live{}
-	for line := range bytes.Lines(data) {
-		if _, err := l.add(bytes.TrimSuffix(line, []byte{'\n'})); err != nil {
-			return nil, fmt.Errorf("authority: stored record %s: %w", attempt, err)
-		}
-	}
-	a.keep(attempt, l)
+	a.keep(at, l)
 	return l, nil
 }
 
@@ -114,17 +114,91 @@ func (a *Authority) remembered(attempt string) *live {
 	return l
 }
 
-func (a *Authority) keep(attempt string, l *live) {
+// read checks a stored record line by line: never more than one is in memory.
+func (a *Authority) read(ctx context.Context, attempt string) (*live, error) {
+	l := &live{}
+	size, err := a.cfg.Store.RecordSize(ctx, attempt)
+	if err != nil || size == 0 {
+		return l, err
+	}
+	f, err := a.cfg.Store.OpenRecord(ctx, attempt)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	lines := bufio.NewReader(io.LimitReader(f, size)) // a torn line may follow
+	for {
+		line, err := lines.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return l, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if _, err := l.add(line[:len(line)-1]); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// keep holds a record in memory. The host's other records that were not used for
+// the longest time go where they take more than their share: the store has them.
+func (a *Authority) keep(at *store.Attempt, l *live) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	l.used = a.now()
-	a.live[attempt] = l
+	a.drop(at.ID)
+	l.used, l.host = a.now(), at.Host
+	a.live[at.ID] = l
+	a.held[at.Host] += l.memory()
+	for a.held[at.Host] > liveBytes {
+		oldest := a.oldestOf(at.Host, at.ID)
+		if oldest == "" {
+			return
+		}
+		a.drop(oldest)
+	}
 }
+
+// drop lets a record go from memory. The caller holds a.mu.
+func (a *Authority) drop(attempt string) {
+	l := a.live[attempt]
+	if l == nil {
+		return
+	}
+	delete(a.live, attempt)
+	if a.held[l.host] -= l.memory(); a.held[l.host] == 0 {
+		delete(a.held, l.host)
+	}
+}
+
+// oldestOf is the attempt of a host whose record was not used for the longest
+// time, but for one.
+func (a *Authority) oldestOf(host, but string) (oldest string) {
+	for id, l := range a.live {
+		if l.host == host && id != but && (oldest == "" || l.used.Before(a.live[oldest].used)) {
+			oldest = id
+		}
+	}
+	return oldest
+}
+
+// memory is how many bytes all records in memory take.
+func (a *Authority) memory() (n float64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, held := range a.held {
+		n += float64(held)
+	}
+	return n
+}
+
+// memory is about how many bytes l takes.
+func (l *live) memory() int64 { return int64(cap(l.hashes))*sha256.Size + 256 }
 
 func (a *Authority) forget(attempt string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.live, attempt)
+	a.drop(attempt)
 }
 
 // forgetIdle lets records go that nobody asked for lately. A call that holds
@@ -135,7 +209,7 @@ func (a *Authority) forgetIdle() {
 	defer a.mu.Unlock()
 	for id, l := range a.live {
 		if l.used.Before(before) {
-			delete(a.live, id)
+			a.drop(id)
 		}
 	}
 }

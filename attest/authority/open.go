@@ -28,6 +28,14 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	if err := a.mayAttest(ctx, req.GetProfile(), ""); err != nil {
+		return nil, err
+	}
+	turn, err := a.admitOpen(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer turn.leave()
 	confirmed, err := a.cfg.GitLab.Check(ctx, req.GetJobToken(), facts)
 	var differ *gitlab.Disagreement
 	if errors.As(err, &differ) {
@@ -36,6 +44,9 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 	if err != nil {
 		a.cfg.Log.ErrorContext(ctx, "gitlab not asked", "job_id", facts.ID, "error", err)
 		return nil, status.Errorf(codes.Unavailable, "job %d: %v", facts.ID, err)
+	}
+	if err := a.mayAttest(ctx, req.GetProfile(), confirmed.Project); err != nil {
+		return nil, err
 	}
 	ctx, unlock, err := a.lockJob(ctx, facts.ID)
 	if err != nil {
@@ -47,10 +58,13 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 		return nil, err
 	}
 	at := a.newAttempt(req, facts, confirmed)
+	at.Host = callerOf(ctx).Host
 	if err := a.cfg.Store.Begin(ctx, at, replaced...); err != nil {
 		return nil, a.unavailable(ctx, "store attempt", err)
 	}
+	a.limits.addOpen(at.Host, at.ID)
 	for _, id := range replaced {
+		a.limits.removeOpen(id)
 		a.forget(id)
 	}
 	a.audit(ctx, EventOpened, append(attemptFields(&at), "commit", at.Job.SHA, "profile", at.Profile, "superseded", len(replaced))...)
@@ -100,14 +114,17 @@ func (a *Authority) mayOpen(ctx context.Context, job int64) ([]string, error) {
 		return nil, a.unavailable(ctx, "read attempts", err)
 	}
 	if len(before) >= MaxAttempts {
-		return nil, status.Errorf(codes.ResourceExhausted, "job %d: more than %d attempts", job, MaxAttempts)
+		return nil, exhausted(limitAttempts, 0, "job %d: more than %d attempts", job, MaxAttempts)
 	}
 	for i := range before {
 		at := &before[i]
 		if at.State == store.StateRefused {
 			return nil, a.security(ctx, EventSecondOpening, at, "job %d: attempt %s was refused (%s), so there is no other", job, at.ID, at.Reason)
 		}
-		l, err := a.load(ctx, at.ID)
+		if at.State == store.StateOpen && at.Host != callerOf(ctx).Host {
+			return nil, a.security(ctx, EventSecondOpening, at, "job %d: another host has it open", job)
+		}
+		l, err := a.load(ctx, at)
 		if err != nil {
 			return nil, a.unavailable(ctx, "read record", err)
 		}

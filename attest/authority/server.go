@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"math"
 	"net"
 	"os"
-	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,7 +27,8 @@ import (
 // Limits of the connection with hosts.
 const (
 	MaxMessage       = 16 << 20 // bytes; package client has the same
-	maxStreams       = 128      // calls at a time on one connection
+	maxStreams       = 64       // calls at a time on one connection
+	streamWindow     = 64 << 10 // bytes of a request that wait unread
 	maxHeader        = 16 << 10
 	handshakeTimeout = 5 * time.Second
 	callTimeout      = 2 * time.Minute
@@ -73,50 +73,83 @@ func removeStale(path string) error {
 	return os.Remove(path)
 }
 
-// NewServer serves the authority to hosts whose daemons run as one of the
-// given users.
-func NewServer(a *Authority, hosts []uint32) *grpc.Server {
-	s := grpc.NewServer(
-		grpc.Creds(peerCredentials{hosts}),
+// serverOptions are the bounds that every server of the authority has.
+func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
-		grpc.UnaryInterceptor(guard(a.cfg.Log)),
-	)
-	authoritypb.RegisterAuthorityServer(s, a)
+		// What lies here unread of a stream does not grow with the peer's speed.
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(1 << 20),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second}),
+		grpc.InTapHandle(withDeadline),
+	}
+}
+
+// NewServer serves the authority on its socket: to hosts whose daemons run as one
+// of the given users, and to the authority's admin.
+func NewServer(a *Authority, hosts []uint32) *grpc.Server {
+	admins := []uint32{0, uint32(os.Geteuid())}
+	s := grpc.NewServer(append(serverOptions(peerCredentials{slices.Concat(hosts, admins)}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}))...)
+	calls := &service{a: a, identify: a.identifyUser(hosts, admins), peer: func(ctx context.Context) string {
+		p, _ := unixPeerOf(ctx)
+		return fmt.Sprintf("uid %d", p.UID)
+	}}
+	s.RegisterService(calls.bounded(authoritypb.Authority_ServiceDesc), a)
+	s.RegisterService(calls.bounded(authoritypb.Admin_ServiceDesc), &Admin{a: a})
 	return s
 }
 
-// guard gives every call an end, and turns a panic into a refusal.
-func guard(log *slog.Logger) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (res any, err error) {
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		started := time.Now()
-		defer func() {
-			if r := recover(); r != nil {
-				log.ErrorContext(ctx, "call panicked", "method", info.FullMethod, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
-				res, err = nil, status.Error(codes.Internal, "authority: internal error")
+// identifyUser lets users speak as a host of this machine, or as an admin.
+func (a *Authority) identifyUser(hosts, admins []uint32) func(context.Context, string) (Caller, error) {
+	admin := "/" + authoritypb.Admin_ServiceDesc.ServiceName + "/"
+	return func(ctx context.Context, method string) (Caller, error) {
+		p, ok := unixPeerOf(ctx)
+		if !ok {
+			return Caller{}, status.Error(codes.Unauthenticated, "not a unix socket")
+		}
+		if strings.HasPrefix(method, admin) {
+			if !slices.Contains(admins, p.UID) {
+				return Caller{}, a.wrongUser(ctx, p, EventNotAdmin, "user %d may not rule over hosts: be root or the authority's own user", p.UID)
 			}
-			log.DebugContext(ctx, "call", "method", info.FullMethod, "code", status.Code(err).String(),
-				"duration_ms", time.Since(started).Milliseconds(), "peer", peerOf(ctx))
-		}()
-		return handler(ctx, req)
+			return Caller{}, nil
+		}
+		if !slices.Contains(hosts, p.UID) {
+			return Caller{}, a.wrongUser(ctx, p, EventUnknownHost, "user %d may not speak as a host", p.UID)
+		}
+		return Caller{}, nil
 	}
 }
 
-func peerOf(ctx context.Context) string {
+func (a *Authority) wrongUser(ctx context.Context, p Peer, event Event, format string, args ...any) error {
+	why := fmt.Sprintf(format, args...)
+	a.auditSparingly(ctx, fmt.Sprintf("uid %d", p.UID), event, "why", why, "uid", p.UID)
+	return status.Error(codes.Unauthenticated, why)
+}
+
+func unixPeerOf(ctx context.Context) (Peer, bool) {
 	p, ok := peer.FromContext(ctx)
-	if !ok || p.AuthInfo == nil {
-		return "unknown"
+	if !ok {
+		return Peer{}, false
 	}
-	if id, ok := p.AuthInfo.(Peer); ok {
-		return fmt.Sprintf("uid %d pid %d", id.UID, id.PID)
+	u, ok := p.AuthInfo.(Peer)
+	return u, ok
+}
+
+// peerOf is who is at the other end, for logs.
+func peerOf(ctx context.Context) string {
+	if p, ok := unixPeerOf(ctx); ok {
+		return fmt.Sprintf("uid %d pid %d", p.UID, p.PID)
 	}
-	return p.AuthInfo.AuthType()
+	if p, ok := tlsPeerOf(ctx); ok {
+		return p.address + " " + p.host
+	}
+	return "unknown"
 }
 
 // A Peer is the process at the other end of the socket.

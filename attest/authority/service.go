@@ -1,0 +1,151 @@
+package authority
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+	"google.golang.org/protobuf/proto"
+)
+
+// A Caller is who makes a call, once that is proved.
+type Caller struct {
+	Host     string   // empty: a process on this machine, which may attest everything
+	Projects []string // globs of what an enrolled host may attest
+	Profiles []string
+
+	key string // hash of an enrolled host's key
+}
+
+type callerKey struct{}
+
+func withCaller(ctx context.Context, c Caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
+}
+
+// callerOf is who makes the call. Only code of this process makes one that no
+// server has put a caller to.
+func callerOf(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
+}
+
+// A service is the calls that one server answers.
+type service struct {
+	a *Authority
+	// peer is what calls are counted under before their caller is proved.
+	peer func(ctx context.Context) string
+	// identify proves who makes the call and that they may make it.
+	identify func(ctx context.Context, method string) (Caller, error)
+}
+
+// bounded makes each method of a service one that is handed its request
+// unread. On the wire nothing changes. Left to itself, gRPC reads a request whole
+// before anybody is asked whether there is room for it.
+func (s *service) bounded(desc grpc.ServiceDesc) *grpc.ServiceDesc {
+	for _, m := range desc.Methods {
+		method := "/" + desc.ServiceName + "/" + m.MethodName
+		desc.Streams = append(desc.Streams, grpc.StreamDesc{
+			StreamName: m.MethodName,
+			Handler: func(srv any, stream grpc.ServerStream) error {
+				return s.call(stream, method, func(ctx context.Context, read func(any) error) (any, error) {
+					return m.Handler(srv, ctx, read, nil)
+				})
+			},
+		})
+	}
+	desc.Methods = nil
+	return &desc
+}
+
+// call takes a call through its life: counted, its caller known, its request
+// read when there is room for it, answered when it is its host's turn.
+func (s *service) call(stream grpc.ServerStream, method string, handle func(context.Context, func(any) error) (any, error)) (err error) {
+	ctx, started := stream.Context(), time.Now()
+	var caller Caller
+	known := false
+	defer func() {
+		if r := recover(); r != nil {
+			s.a.cfg.Log.ErrorContext(ctx, "call panicked", "method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			err = status.Error(codes.Internal, "authority: internal error")
+		}
+		s.a.metrics.called(path.Base(method), status.Code(err), hostLabel(caller, known), time.Since(started))
+		s.a.cfg.Log.DebugContext(ctx, "call", "method", method, "code", status.Code(err).String(),
+			"duration_ms", time.Since(started).Milliseconds(), "peer", peerOf(ctx))
+	}()
+	peer := s.peer(ctx)
+	end, ok := s.a.limits.startCall(peer)
+	if !ok {
+		return s.a.limited(ctx, peer, limitCalls, time.Second, "%d calls of this host are in flight, as many as it may have", s.a.limits.Calls)
+	}
+	defer end()
+	if caller, err = s.identify(ctx, method); err != nil {
+		return err
+	}
+	known = true
+	room := &room{limits: s.a.limits, peer: peer}
+	defer room.leave()
+	res, err := handle(withCaller(ctx, caller), func(req any) error { return room.read(ctx, stream, req) })
+	if err != nil {
+		return err
+	}
+	return stream.SendMsg(res)
+}
+
+// room is what a call holds of what is shared.
+type room struct {
+	limits *limits
+	peer   string
+	held   []*share
+}
+
+// read waits for room for any request, reads one, and waits for the host's turn
+// to have it answered. A request that comes slowly takes its own host's room alone.
+func (r *room) read(ctx context.Context, stream grpc.ServerStream, req any) error {
+	incoming, err := r.limits.incoming.enter(ctx, r.peer, MaxMessage)
+	if err != nil {
+		return err
+	}
+	r.held = append(r.held, incoming)
+	if err := stream.RecvMsg(req); err != nil {
+		return err
+	}
+	if m, ok := req.(proto.Message); ok {
+		incoming.shrink(int64(proto.Size(m)))
+	}
+	running, err := r.limits.running.enter(ctx, r.peer, 1)
+	if err != nil {
+		return err
+	}
+	r.held = append(r.held, running)
+	return nil
+}
+
+func (r *room) leave() {
+	for _, s := range r.held {
+		s.leave()
+	}
+}
+
+// withDeadline gives every call an end, from its first byte on.
+func withDeadline(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	timed, cancel := context.WithTimeout(ctx, callTimeout)
+	context.AfterFunc(ctx, cancel)
+	return timed, nil
+}
+
+func hostLabel(c Caller, known bool) string {
+	switch {
+	case !known:
+		return "unknown"
+	case c.Host == "":
+		return "local"
+	}
+	return c.Host
+}
