@@ -74,7 +74,7 @@ type Attempt struct {
 	Opened       time.Time
 
 	State   State
-	Reason  string    // why there are no bundles
+	Reason  string    // why there are no bundles; while open, what it waits for
 	Project string    // full path, once signed
 	Ended   time.Time // zero while open or signed
 }
@@ -92,6 +92,23 @@ type Job struct {
 	Ref        string `json:"ref"`
 	Tag        bool   `json:"tag"`
 	SHA        string `json:"sha"`
+	RunnerID   int64  `json:"runner_id,omitempty"`
+	Manager    string `json:"runner_manager,omitempty"` // the runner's machine
+
+	IDToken *IDToken `json:"id_token,omitempty"`
+}
+
+// An IDToken is what a job's ID token said that GitLab had signed for the
+// authority: evidence besides the other facts. The token itself is not kept.
+type IDToken struct {
+	Issuer      string    `json:"issuer"`
+	Subject     string    `json:"subject"`
+	ID          string    `json:"id"`
+	Issued      time.Time `json:"issued"`
+	ConfigURI   string    `json:"ci_config_ref_uri,omitempty"`
+	ConfigSHA   string    `json:"ci_config_sha,omitempty"`
+	RunnerID    int64     `json:"runner_id,omitempty"`
+	Environment string    `json:"runner_environment,omitempty"`
 }
 
 // A Decision ends an attempt.
@@ -169,6 +186,10 @@ type Attempts interface {
 	OpenBefore(ctx context.Context, t time.Time) ([]Attempt, error)
 	// Signed lists signed attempts, oldest first.
 	Signed(ctx context.Context, limit int) ([]Attempt, error)
+	// Wait notes that the host of an open attempt has closed it, and what it
+	// waits for. Waiting lists such attempts, oldest first.
+	Wait(ctx context.Context, id, reason string) error
+	Waiting(ctx context.Context, limit int) ([]Attempt, error)
 	// Lock makes those who work on a job take turns, on all replicas. What
 	// follows from what was read under the lock must be written under the
 	// context that Lock returns: such a write fails if the lock was lost.

@@ -46,7 +46,7 @@ func (s *Store) Sign(ctx context.Context, id string, drafts []store.Bundle, proj
 		return errors.New("store: nothing was signed")
 	}
 	return s.transact(ctx, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, "UPDATE attempts SET state = 'signed', project = ? WHERE id = ? AND state = 'open'", project, id)
+		res, err := tx.ExecContext(ctx, "UPDATE attempts SET state = 'signed', reason = '', project = ? WHERE id = ? AND state = 'open'", project, id)
 		if err := one(res, err, store.ErrDecided); err != nil {
 			return err
 		}
@@ -209,6 +209,20 @@ func (s *Store) OpenBefore(ctx context.Context, t time.Time) ([]store.Attempt, e
 // Signed lists signed attempts, oldest first.
 func (s *Store) Signed(ctx context.Context, limit int) ([]store.Attempt, error) {
 	return s.attempts(ctx, "state = 'signed' ORDER BY opened, rowid LIMIT ?", limit)
+}
+
+// Wait notes what an open attempt waits for.
+func (s *Store) Wait(ctx context.Context, id, reason string) error {
+	if reason == "" {
+		return errors.New("store: nothing to wait for")
+	}
+	res, err := s.db.ExecContext(ctx, "UPDATE attempts SET reason = ? WHERE id = ? AND state = 'open'", store.Text(reason), id)
+	return wrap(one(res, err, store.ErrDecided))
+}
+
+// Waiting lists open attempts that wait, oldest first.
+func (s *Store) Waiting(ctx context.Context, limit int) ([]store.Attempt, error) {
+	return s.attempts(ctx, "state = 'open' AND reason <> '' ORDER BY opened, rowid LIMIT ?", limit)
 }
 
 func (s *Store) attempts(ctx context.Context, where string, args ...any) ([]store.Attempt, error) {

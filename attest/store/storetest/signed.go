@@ -59,6 +59,48 @@ func signed(t *testing.T, s store.Store) {
 	}
 }
 
+// waiting closes attempts that GitLab is yet to confirm.
+func waiting(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	for n := range int64(3) {
+		must(t, s.Begin(ctx, Attempt(int(n)+1, 10+n)))
+	}
+	first, second := Attempt(1, 10).ID, Attempt(2, 11).ID
+	list := func() (ids []string) {
+		all, err := s.Waiting(ctx, 10)
+		must(t, err)
+		for _, a := range all {
+			if a.State != store.StateOpen || a.Reason == "" {
+				t.Errorf("waiting: %+v", a)
+			}
+			ids = append(ids, a.ID)
+		}
+		return ids
+	}
+	if err := s.Wait(ctx, first, ""); err == nil {
+		t.Error("waits for nothing")
+	}
+	must(t, s.Wait(ctx, first, "for GitLab"))
+	must(t, s.Wait(ctx, first, "for GitLab, still"))
+	must(t, s.Wait(ctx, second, "for GitLab"))
+	if diff := cmp.Diff([]string{first, second}, list()); diff != "" {
+		t.Error(diff)
+	}
+	must(t, s.Sign(ctx, first, Drafts(1, 1), "group/project"))
+	must(t, s.Decide(ctx, second, Decision(2, 0)))
+	if ids := list(); len(ids) != 0 {
+		t.Errorf("%v wait after all", ids)
+	}
+	if a, err := s.Attempt(ctx, first); err != nil || a.Reason != "" {
+		t.Errorf("signed, and waits for %q, %v", a.Reason, err)
+	}
+	for _, id := range []string{first, second, Attempt(9, 9).ID} {
+		if err := s.Wait(ctx, id, "for GitLab"); !errors.Is(err, store.ErrDecided) {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+}
+
 // notSigned tries all that must not become of a signed attempt.
 func notSigned(t *testing.T, s store.Store) {
 	ctx := t.Context()

@@ -30,6 +30,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) (store.Store, func())
 		"nothing":             nothing,
 		"signed":              signed,
 		"not what was signed": notSigned,
+		"waiting":             waiting,
 		"one signs":           oneSigns,
 		"listed":              listed,
 		"one appends":         oneAppends,
@@ -57,7 +58,8 @@ func Attempt(n int, job int64) store.Attempt {
 		InvocationID: "https://ci.example.com/hallmark/attempts/" + id, BuilderID: "https://ci.example.com/hallmark/hermetic",
 		Job: store.Job{
 			ID: job, Name: "compile", Stage: "build", ProjectID: 77, Project: "group/project", Host: "gitlab.example.com",
-			PipelineID: 9001, UserID: 3, Ref: "main", Tag: true, SHA: attesttest.Commit,
+			PipelineID: 9001, UserID: 3, Ref: "main", Tag: true, SHA: attesttest.Commit, RunnerID: 7, Manager: "s_0123456789ab",
+			IDToken: &store.IDToken{Issuer: "https://gitlab.example.com", ID: "0c7c", Issued: attesttest.Start()},
 		},
 		Opened: attesttest.Start().Add(time.Duration(n) * time.Second), State: store.StateOpen,
 	}
