@@ -391,7 +391,7 @@ func ecdsaKey(t *testing.T) Key {
 
 type token struct{ key *ecdsa.PrivateKey }
 
-func (k token) Public() crypto.PublicKey { return k.key.Public() }
+func (k token) Public() *ecdsa.PublicKey { return &k.key.PublicKey }
 func (k token) Sign(_ context.Context, digest []byte) ([]byte, error) {
 	return k.key.Sign(rand.Reader, digest, crypto.SHA256)
 }

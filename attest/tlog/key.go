@@ -15,6 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -65,6 +67,9 @@ func FileKey(name string) (Key, error) {
 }
 
 func createKey(name string) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return err
@@ -91,7 +96,7 @@ func (k fileKey) SignCheckpoint(_ context.Context, text []byte) ([]byte, error) 
 // DigestKey signs with a key that makes ECDSA signatures of SHA-256 digests, as
 // those of tokens and key services do.
 func DigestKey(k interface {
-	Public() crypto.PublicKey
+	Public() *ecdsa.PublicKey
 	Sign(ctx context.Context, digest []byte) ([]byte, error)
 }) Key {
 	return digestKey{k.Public(), k.Sign}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/transparency-dev/tessera"
@@ -15,6 +16,7 @@ import (
 const (
 	maxWitnessAnswer = 64 << 10
 	witnessTimeout   = 10 * time.Second
+	mostPause        = 4 * time.Second // less than Tessera waits for witnesses
 )
 
 // parseWitnesses reads a policy that asks for at least one witness. A witness
@@ -43,29 +45,59 @@ func parseWitnesses(policy []byte) (*tessera.WitnessGroup, error) {
 	return &group, nil
 }
 
-// witnessClient bounds what a witness answers and for how long.
+// witnessClient bounds what a witness answers, for how long, and how often one
+// that fails is asked.
 func witnessClient() *http.Client {
 	return &http.Client{
-		Transport:     boundedTransport{http.DefaultTransport, maxWitnessAnswer},
+		Transport:     &witnessTransport{next: http.DefaultTransport, failing: map[string]failing{}},
 		Timeout:       witnessTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
-// A boundedTransport cuts answers off.
-type boundedTransport struct {
+// A witnessTransport cuts answers off, and holds calls of a witness back that has
+// failed just now: Tessera would repeat them every [CheckpointInterval].
+type witnessTransport struct {
 	next http.RoundTripper
-	most int64
+
+	mu      sync.Mutex
+	failing map[string]failing // by URL
 }
 
-func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+type failing struct {
+	until time.Time
+	pause time.Duration
+}
+
+func (t *witnessTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	url := r.URL.String()
+	t.mu.Lock()
+	until := t.failing[url].until
+	t.mu.Unlock()
+	select {
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	case <-time.After(time.Until(until)):
+	}
 	res, err := t.next.RoundTrip(r)
+	t.note(url, err == nil && (res.StatusCode == http.StatusOK || res.StatusCode == http.StatusConflict))
 	if err != nil {
 		return nil, err
 	}
 	res.Body = struct {
 		io.Reader
 		io.Closer
-	}{io.LimitReader(res.Body, t.most), res.Body}
+	}{io.LimitReader(res.Body, maxWitnessAnswer), res.Body}
 	return res, nil
+}
+
+func (t *witnessTransport) note(url string, good bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if good {
+		delete(t.failing, url)
+		return
+	}
+	pause := min(max(2*t.failing[url].pause, firstPause), mostPause)
+	t.failing[url] = failing{time.Now().Add(pause), pause}
 }
