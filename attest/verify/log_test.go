@@ -2,6 +2,7 @@ package verify
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
 	"strings"
 	"testing"
 
@@ -56,6 +57,18 @@ func TestLog(t *testing.T) {
 			e["inclusionProof"].(map[string]any)["checkpoint"] = second.Entry(s)["inclusionProof"].(map[string]any)["checkpoint"]
 			return []any{e}
 		}, Fail},
+		{"time that nobody signed", func(s verifytest.Signed) []any {
+			e := log.Entry(s)
+			e["integratedTime"] = "1764000000"
+			return []any{e}
+		}, Fail},
+		{"promise that nobody signed", func(s verifytest.Signed) []any {
+			e := log.Entry(s)
+			e["integratedTime"], e["inclusionPromise"] = "1764000000", map[string]any{"signedEntryTimestamp": "AAAA"}
+			return []any{e}
+		}, Fail},
+		{"stranger's signature before the log's", func(s verifytest.Signed) []any { return []any{cosigned(log.Entry(s), true)} }, Fail},
+		{"witness's signature after the log's", func(s verifytest.Signed) []any { return []any{cosigned(log.Entry(s), false)} }, Pass},
 		{"other index", func(s verifytest.Signed) []any {
 			e := log.Entry(s)
 			e["logIndex"] = "1"
@@ -82,6 +95,20 @@ func TestLog(t *testing.T) {
 			t.Error(dump(v))
 		}
 	})
+}
+
+// cosigned adds a signature of somebody else to an entry's checkpoint.
+func cosigned(entry map[string]any, first bool) map[string]any {
+	checkpoint := entry["inclusionProof"].(map[string]any)["checkpoint"].(map[string]any)
+	text, signatures, _ := strings.Cut(checkpoint["envelope"].(string), "\n\n")
+	other := "— witness.example " + base64.StdEncoding.EncodeToString(make([]byte, 68)) + "\n"
+	if first {
+		signatures = other + signatures
+	} else {
+		signatures += other
+	}
+	checkpoint["envelope"] = text + "\n\n" + signatures
+	return entry
 }
 
 // TestLogsAsked: what the policy asks for, against what the trusted root names
