@@ -6,6 +6,7 @@ go 1.26.8
 // tenants is checked per binary in integration/law.
 require (
 	github.com/BurntSushi/toml v1.6.0 // configuration in the format of gitlab-runner's own; positions of errors
+	github.com/ThalesGroup/crypto11 v1.6.2 // keys in PKCS#11 tokens; linked by hallmark-pkcs11 alone
 	github.com/VictoriaMetrics/metrics v1.45.0 // counters and histograms of the authority, as Prometheus reads them
 	github.com/bmatcuk/doublestar/v4 v4.10.0 // globs as GitLab Runner's allowed_images has them
 	github.com/containerd/containerd/api v1.11.1 // options of containerd's runc shim
@@ -24,7 +25,7 @@ require (
 	github.com/pjbgf/sha1cd v0.7.0 // SHA-1 with collision detection, for Git's objects
 	github.com/rogpeppe/go-internal v1.16.0 // tests: sessions of commands
 	github.com/sigstore/protobuf-specs v0.5.2 // types of Sigstore's bundle and trusted root
-	github.com/sigstore/sigstore v1.10.8 // tests: signers for the TUF repository
+	github.com/sigstore/sigstore v1.10.8 // tests: signers for the TUF repository, the library of key plugins
 	github.com/sigstore/sigstore-go v1.3.0 // verification; linked by hallmark alone
 	github.com/sigstore/timestamp-authority/v2 v2.1.3 // verification of RFC 3161 answers, as sigstore-go has it
 	github.com/sirupsen/logrus v1.9.4 // behind containerd/log
@@ -105,6 +106,7 @@ require (
 	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
 	github.com/mdlayher/socket v0.5.1 // indirect
+	github.com/miekg/pkcs11 v1.1.2 // indirect
 	github.com/moby/locker v1.0.1 // indirect
 	github.com/moby/sys/mountinfo v0.7.2 // indirect
 	github.com/moby/sys/sequential v0.6.0 // indirect
@@ -121,6 +123,7 @@ require (
 	github.com/sigstore/rekor v1.5.3 // indirect
 	github.com/sigstore/rekor-tiles/v2 v2.3.0 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
+	github.com/thales-e-security/pool v0.0.2 // indirect
 	github.com/transparency-dev/formats v0.1.1 // indirect
 	github.com/valyala/fastrand v1.1.0 // indirect
 	github.com/valyala/histogram v1.2.0 // indirect

@@ -7,6 +7,7 @@ needed=(
 	gcc libc6-dev libseccomp-dev pkg-config # runc
 	git                                     # sources, and the GitLab of the tests
 	busybox-static mmdebstrap               # images
+	softhsm2                                # a PKCS#11 token
 	ca-certificates
 )
 missing=()

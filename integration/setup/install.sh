@@ -8,7 +8,8 @@ bin=$1
 tools=$2
 root=${DESTDIR:-}
 
-install -D -m 0755 -t "$root/usr/bin" "$bin"/hallmark "$bin"/hallmark-sandboxd "$bin"/hallmark-attestd
+install -D -m 0755 -t "$root/usr/bin" "$bin"/hallmark "$bin"/hallmark-sandboxd "$bin"/hallmark-attestd \
+	"$bin"/hallmark-pkcs11
 install -D -m 0755 -t "$root/usr/lib/hallmark" "$bin"/hallmark-executor "$bin"/hallmark-init \
 	"$tools"/containerd "$tools"/containerd-shim-runc-v2 "$tools"/runc
 install -D -m 0644 -t "$root/usr/lib/systemd/system" cmd/hallmark-sandboxd/hallmark-sandboxd.service \

@@ -73,8 +73,18 @@ func Open(ctx context.Context, uri string, o Options) (Key, error) {
 		return nil, errors.New(`key: no URI: want "file:///PATH", "pkcs11:…" or "NAME://…"`) // it might be a PIN
 	case scheme == "file":
 		return openFile(rest)
+	case scheme == "pkcs11":
+		return openToken(ctx, uri, o)
+	case !pluginName(scheme):
+		return nil, errors.New("key: the URI's scheme is not a plugin's name: want lower-case letters, digits and dashes")
 	}
-	return nil, fmt.Errorf("key: scheme %q: unknown", scheme)
+	return openPlugin(ctx, scheme, rest, o)
+}
+
+// pluginName keeps what is looked up on PATH to plain names.
+func pluginName(s string) bool {
+	plain := func(r rune) bool { return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' }
+	return s != "" && len(s) <= 64 && !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) })
 }
 
 // Signer adapts a key to the standard library, for one use: ctx bounds it.
