@@ -75,13 +75,19 @@ type world struct {
 	signer *countingSigner
 	store  store.Store
 	a      *authority.Authority
-	log    *bytes.Buffer
+	log    *lockedBuffer
 	limits authority.Limits
+	clock  func() time.Time // in place of now, where that is set
+	hostCA *authority.HostCA
 }
 
-func newWorld(t testing.TB) *world {
-	w := &world{t: t, dir: t.TempDir(), now: attesttest.Start(), gitlab: &fakeGitLab{}, log: &bytes.Buffer{},
+func newWorld(t testing.TB) *world { return newWorldWith(t, func(*world) {}) }
+
+func newWorldWith(t testing.TB, change func(*world)) *world {
+	t.Helper()
+	w := &world{t: t, dir: t.TempDir(), now: attesttest.Start(), gitlab: &fakeGitLab{}, log: &lockedBuffer{},
 		limits: authority.Limits{OpenAttempts: 1 << 20, OpensPerMinute: 1 << 20}}
+	change(w)
 	w.start()
 	t.Cleanup(func() {
 		if err := w.store.Check(context.Background()); err != nil {
@@ -98,7 +104,7 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	signer, err := sign.Open(w.t.Context(), sign.Options{Dir: filepath.Join(w.dir, "keys"), Issuer: "https://ci.example.com/hallmark", Now: func() time.Time { return w.now }})
+	signer, err := sign.Open(w.t.Context(), sign.Options{Dir: filepath.Join(w.dir, "keys"), Issuer: "https://ci.example.com/hallmark", Now: w.time})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -109,23 +115,37 @@ func (w *world) start() {
 	w.store, w.signer = st, &countingSigner{Signer: signer}
 	w.a, err = authority.New(authority.Config{
 		Store: st, Signer: w.signer, GitLab: w.gitlab, GitLabURL: "https://gitlab.internal",
-		BuilderURI: "https://ci.example.com/hallmark", PublicURL: "https://ci.example.com/", Version: "0.1.0", Limits: w.limits,
-		Secret: secret, Now: func() time.Time { return w.now }, Log: slog.New(slog.NewTextHandler(&lockedWriter{b: w.log}, nil)),
+		BuilderURI: "https://ci.example.com/hallmark", PublicURL: "https://ci.example.com/", Version: "0.1.0", Limits: w.limits, HostCA: w.hostCA,
+		Secret: secret, Now: w.time, Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 }
 
-type lockedWriter struct {
-	mu sync.Mutex
-	b  *bytes.Buffer
+func (w *world) time() time.Time {
+	if w.clock != nil {
+		return w.clock()
+	}
+	return w.now
 }
 
-func (l *lockedWriter) Write(p []byte) (int, error) {
+// lockedBuffer takes a log and lets it be read meanwhile.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // restart stops and starts the authority on the same state.

@@ -1,5 +1,11 @@
 package authority
 
+import (
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+)
+
 // Takes reports whether a record that holds lines would take one more.
 func Takes(held [][]byte, line []byte) bool {
 	l := &live{}
@@ -26,3 +32,17 @@ func (a *Authority) SetMaxRecord(n int64) { a.maxRecord = n }
 
 // MaxConnections is maxConnections.
 const MaxConnections = maxConnections
+
+// Certify issues a host's certificate, whoever asks.
+func (ca *HostCA) Certify(name string, key crypto.PublicKey) ([]byte, error) {
+	der, _, err := ca.certifyHost(name, key)
+	return der, err
+}
+
+// Server issues the certificate of the server.
+func (ca *HostCA) Server(names ...string) (*tls.Certificate, error) {
+	return (&serverCert{ca: ca, names: names}).get(nil)
+}
+
+// Cert is the authority's own certificate.
+func (ca *HostCA) Cert() *x509.Certificate { return ca.cert }
