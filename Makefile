@@ -45,7 +45,7 @@ runner:
 
 # What the tests call besides: other verifiers, and a whole Sigstore.
 tools: runtime runner
-	@$(SETUP)/tools.sh $(CACHE) cosign cosign2 sigstore-js fulcio timestamp-server rekor-tiles
+	@$(SETUP)/tools.sh $(CACHE) cosign cosign2 versitygw sigstore-js fulcio timestamp-server rekor-tiles
 
 # Onto this machine, or below DESTDIR.
 install: build runtime
@@ -64,6 +64,7 @@ lint:
 # The integration tests run other programs, which a race detector in the test's
 # own process does not see into.
 race: deps runtime
+	@$(SETUP)/tools.sh $(CACHE) versitygw
 	go test -race -timeout 30m $(TESTFLAGS) $$(go list ./... | grep -vE '^hallmark.build/integration(/interop|/sigstore)?$$')
 
 # Every fuzz target that there is, for a little while each.

@@ -261,6 +261,8 @@ func (d *Decision) Valid() error {
 		return fmt.Errorf("store: %s attempts have no bundles", d.State)
 	case len(d.Bundles) == 0 && d.Reason == "":
 		return errors.New("store: no bundles, and no reason why")
+	case (len(d.Bundles) == 0) != (d.Project == ""):
+		return errors.New("store: bundles are of a project, and nothing else is")
 	}
 	return nil
 }

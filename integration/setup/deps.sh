@@ -8,6 +8,7 @@ needed=(
 	git                                     # sources, and the GitLab of the tests
 	busybox-static mmdebstrap               # images
 	softhsm2                                # a PKCS#11 token
+	postgresql                              # what a fleet's store is tested on
 	ca-certificates
 )
 missing=()

@@ -88,6 +88,9 @@ for name in "$@"; do
 		(cd "$into" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
 		touch "$stamp"
 		;;
+	versitygw) # an S3 server on a directory, Apache-2.0
+		build github.com/versity/versitygw v1.8.0 'h1:au+wI+aybno/STsQiSm35Uu6Q6iK5MWReQxgO6SEMFc=' 0 "-ldflags '-s -w'" /cmd/versitygw
+		;;
 	staticcheck)
 		build honnef.co/go/tools v0.8.2 'h1:+jPbCzuYxYrcoOvCecYUFDj+XJQRmzIhJmlbpps21Zk=' 0 "-ldflags '-s -w'" /cmd/staticcheck
 		;;

@@ -42,8 +42,8 @@ func end(ctx context.Context, tx *sql.Tx, id string, from store.State, d *store.
 
 // Sign keeps the signed statements of an open attempt.
 func (s *Store) Sign(ctx context.Context, id string, drafts []store.Bundle, project string) error {
-	if len(drafts) == 0 {
-		return errors.New("store: nothing was signed")
+	if len(drafts) == 0 || project == "" {
+		return errors.New("store: nothing was signed, or for no project")
 	}
 	return s.transact(ctx, func(tx *sql.Tx) error {
 		res, err := tx.ExecContext(ctx, "UPDATE attempts SET state = 'signed', reason = '', project = ? WHERE id = ? AND state = 'open'", project, id)

@@ -21,7 +21,8 @@ func (s *Store) Check(ctx context.Context) error {
 // Each query finds rows that must not exist.
 func wrongRows() map[string]string {
 	return map[string]string{
-		"open, yet ended":                     `SELECT id FROM attempts WHERE state IN ('open', 'signed') AND (ended <> 0 OR reason <> '')`,
+		"open, yet ended":                     `SELECT id FROM attempts WHERE state IN ('open', 'signed') AND ended <> 0`,
+		"signed, yet waiting":                 `SELECT id FROM attempts WHERE state = 'signed' AND reason <> ''`,
 		"open, yet with a project":            `SELECT id FROM attempts WHERE state = 'open' AND project <> ''`,
 		"decided, yet without an end":         `SELECT id FROM attempts WHERE state NOT IN ('open', 'signed') AND ended = 0`,
 		"not closed, yet with bundles":        `SELECT DISTINCT attempt FROM bundles JOIN attempts ON id = attempt WHERE state <> 'closed'`,

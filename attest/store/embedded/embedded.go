@@ -45,6 +45,7 @@ import (
 
 	"hallmark.build/attest/internal/durable"
 	"hallmark.build/attest/store"
+	"hallmark.build/attest/store/internal/turns"
 )
 
 // A Store is the embedded store. One process at a time has it.
@@ -53,10 +54,9 @@ type Store struct {
 	db   *sql.DB
 	lock *os.File
 
-	staging sync.RWMutex // held for reading by those who decide
+	jobs turns.Turns
 
-	mu   sync.Mutex
-	jobs map[int64]*turn
+	staging sync.RWMutex // held for reading by those who decide
 }
 
 var _ store.Store = (*Store)(nil)
@@ -73,7 +73,7 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: dir, lock: lock, jobs: map[int64]*turn{}}
+	s := &Store{dir: dir, lock: lock}
 	if err := s.openIndex(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -165,38 +165,14 @@ func (s *Store) settle(ctx context.Context, digest string) error {
 	return nil
 }
 
-// A turn makes those who work on one job wait for each other.
-type turn struct {
-	taken chan struct{} // holds a value while somebody has it
-	users int           // guarded by Store.mu
-}
-
 // Lock makes those who work on a job take turns. One process has the store, so
 // nothing can take the lock away.
 func (s *Store) Lock(ctx context.Context, job int64) (context.Context, func(), error) {
-	s.mu.Lock()
-	t := s.jobs[job]
-	if t == nil {
-		t = &turn{taken: make(chan struct{}, 1)}
-		s.jobs[job] = t
+	leave, err := s.jobs.Take(ctx, job)
+	if err != nil {
+		return nil, nil, fmt.Errorf("store: lock of job %d: %w", job, err)
 	}
-	t.users++
-	s.mu.Unlock()
-	select {
-	case t.taken <- struct{}{}:
-		return ctx, func() { <-t.taken; s.leave(job, t) }, nil
-	case <-ctx.Done():
-		s.leave(job, t)
-		return nil, nil, fmt.Errorf("store: lock of job %d: %w", job, ctx.Err())
-	}
-}
-
-func (s *Store) leave(job int64, t *turn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if t.users--; t.users == 0 {
-		delete(s.jobs, job)
-	}
+	return ctx, leave, nil
 }
 
 func (s *Store) stagedPath(digest string) string  { return filepath.Join(s.dir, "staged", digest) }
@@ -246,7 +222,7 @@ func (s *Store) publish(digest string) error {
 }
 
 // Content reads a bundle and checks that it is the one that was stored.
-func (s *Store) Content(_ context.Context, digest string) ([]byte, error) {
+func (s *Store) Content(ctx context.Context, digest string) ([]byte, error) {
 	if len(digest) != 2*sha256.Size || strings.ContainsAny(digest, "/.") {
 		return nil, store.ErrNotFound
 	}
@@ -258,7 +234,7 @@ func (s *Store) Content(_ context.Context, digest string) ([]byte, error) {
 		data, err = os.ReadFile(s.contentPath(digest)) // moved in between
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, store.ErrNotFound
+		return nil, s.missing(ctx, digest)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
@@ -267,4 +243,16 @@ func (s *Store) Content(_ context.Context, digest string) ([]byte, error) {
 		return nil, fmt.Errorf("store: bundle %s: content was altered", digest)
 	}
 	return data, nil
+}
+
+// missing tells a bundle that was lost from one that never was.
+func (s *Store) missing(ctx context.Context, digest string) error {
+	decided, err := s.HasBundle(ctx, digest)
+	if err != nil {
+		return err
+	}
+	if decided {
+		return fmt.Errorf("store: bundle %s: content was lost", digest)
+	}
+	return store.ErrNotFound
 }

@@ -24,6 +24,9 @@ func signed(t *testing.T, s store.Store) {
 	if err := s.Sign(ctx, id, nil, "group/project"); err == nil || errors.Is(err, store.ErrDecided) {
 		t.Errorf("signed nothing: %v", err)
 	}
+	if err := s.Sign(ctx, id, Drafts(1, 2), ""); err == nil || errors.Is(err, store.ErrDecided) {
+		t.Errorf("signed for no project: %v", err)
+	}
 	must(t, s.Sign(ctx, id, Drafts(1, 2), "group/project"))
 	a, err := s.Attempt(ctx, id)
 	must(t, err)
@@ -86,6 +89,7 @@ func waiting(t *testing.T, s store.Store) {
 	if diff := cmp.Diff([]string{first, second}, list()); diff != "" {
 		t.Error(diff)
 	}
+	must(t, s.Check(ctx))
 	must(t, s.Sign(ctx, first, Drafts(1, 1), "group/project"))
 	must(t, s.Decide(ctx, second, Decision(2, 0)))
 	if ids := list(); len(ids) != 0 {

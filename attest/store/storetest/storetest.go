@@ -182,6 +182,23 @@ func oneOpen(t *testing.T, s store.Store) {
 	}
 }
 
+func oneAttested(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	must(t, s.Begin(ctx, Attempt(1, 10)))
+	must(t, s.Decide(ctx, Attempt(1, 10).ID, Decision(1, 0)))
+	must(t, s.Begin(ctx, Attempt(2, 10)))
+	must(t, s.Decide(ctx, Attempt(2, 10).ID, Decision(2, 1)))
+	must(t, s.Begin(ctx, Attempt(3, 10))) // the authority would not
+	if err := s.Sign(ctx, Attempt(3, 10).ID, Drafts(3, 1), "group/project"); err == nil {
+		t.Error("a second attempt was signed")
+	}
+	if err := s.Decide(ctx, Attempt(3, 10).ID, Decision(3, 1)); err == nil {
+		t.Error("a second attempt was attested")
+	}
+	must(t, s.Sweep(ctx, time.Now().Add(time.Hour)))
+	must(t, s.Decide(ctx, Attempt(3, 10).ID, Decision(3, 0)))
+}
+
 func notDecisions(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	must(t, s.Begin(ctx, Attempt(1, 10)))
@@ -191,6 +208,8 @@ func notDecisions(t *testing.T, s store.Store) {
 		"open":                 {State: store.StateOpen, Reason: "x"},
 		"without reason":       {State: store.StateClosed},
 		"refused with bundles": refused,
+		"of no project":        {State: store.StateClosed, Bundles: refused.Bundles},
+		"of a project":         {State: store.StateClosed, Reason: "x", Project: "group/project"},
 	} {
 		if err := s.Decide(ctx, Attempt(1, 10).ID, d); err == nil || errors.Is(err, store.ErrDecided) {
 			t.Errorf("%s: %v", name, err)

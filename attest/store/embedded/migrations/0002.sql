@@ -26,6 +26,8 @@ CREATE INDEX attempts_job ON attempts (job_id);
 CREATE INDEX attempts_project ON attempts (project, ended);
 CREATE INDEX attempts_undecided ON attempts (state, opened) WHERE state IN ('open', 'signed');
 CREATE UNIQUE INDEX attempts_one_open ON attempts (job_id) WHERE state IN ('open', 'signed');
+-- A job is attested once, whoever decides: only what is attested has a project.
+CREATE UNIQUE INDEX attempts_one_attested ON attempts (job_id) WHERE state = 'signed' OR state = 'closed' AND project <> '';
 -- What was signed and is not closed yet: whole bundles, a few at a time.
 CREATE TABLE drafts (
 	attempt  TEXT NOT NULL REFERENCES attempts (id),

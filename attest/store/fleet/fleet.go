@@ -1,0 +1,184 @@
+// Package fleet is the store of several authorities at once: PostgreSQL and a bucket of S3-compatible object storage.
+//
+// # Layout
+//
+// The database has attempts, records, what was signed and is not closed yet,
+// which bundle is about what, and hosts. The bucket has the bundles alone, as
+// bundles/SHA-256, never changed. Who writes to the bucket can make a bundle
+// unreadable, but cannot change it unnoticed: it is checked when read.
+//
+// # Replicas
+//
+// Any number of replicas serve at once. [Store.Lock] is an advisory lock of
+// PostgreSQL, held by one connection. What is written under the context that it
+// returns is written on that very connection: if the connection was lost, and
+// so the lock, the write cannot happen. Each change of an attempt also names
+// the state that it starts from, and unique indexes see to one open and one
+// attested attempt of a job, so even writes without a lock cannot decide
+// twice. Within a replica, calls about one job wait for each other before they
+// take a connection.
+//
+// A replica that stops without going away, its machine asleep, holds its locks
+// until the database ends the idle session, after [maxHold]. If it wakes up
+// then, its writes fail.
+//
+// Advisory locks belong to sessions. A pooler before the database must give
+// each client a session of its own.
+//
+// # Crashes
+//
+// Records are appended and attempts are signed in one transaction each. To
+// close an attempt, the digests of its bundles are noted in the table uploads;
+// then they are put in the bucket; then one transaction makes the decision and
+// strikes them out. After a crash in between, a retry puts them there again,
+// and [Store.Sweep] removes what was noted long ago and not decided. It takes
+// each note for itself first, and a decision that does not find its notes
+// fails, so nothing is removed that a decision relies on. While the bucket is
+// out of reach, attempts can still be opened, appended to and signed: closing
+// them waits.
+//
+// Deadlocks and serialization failures are tried again here. Every call has a
+// deadline, on both sides of the connection.
+//
+// # Migrations
+//
+// The table schema_version has the number of the last step in migrations that
+// was taken. Opening the store takes the rest, under an advisory lock, each in
+// a transaction of its own. A schema that is further than the program is
+// refused. Replicas of two versions may run side by side while they are
+// replaced: a step only ever adds.
+//
+// # Backup
+//
+// First dump the database, then copy the bucket:
+//
+//	pg_dump --format=custom --file=hallmark.dump "$DATABASE"
+//	rclone copy --immutable s3:BUCKET/bundles DIR/bundles
+//
+// The dump is a snapshot; bundles are in the bucket before a decision is in the
+// database, and are never changed or removed once it is. So a copy that was
+// begun after the dump has every bundle that the dump names. To restore, fill a
+// new bucket, then load the dump into an empty database, then start replicas.
+// hallmark-attestd check finds what is missing.
+//
+// A restored database is behind by what happened after the dump: an attempt
+// that was closed since is open or signed again. See package store on what that
+// means.
+package fleet
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"hallmark.build/attest/store"
+	"hallmark.build/attest/store/internal/turns"
+)
+
+// Bounds of one replica's use of the database.
+const (
+	maxConnections = 16               // for calls without a lock
+	maxLocks       = 64               // jobs at a time, each with a connection
+	maxCall        = 30 * time.Second // for one call
+	maxConnect     = 10 * time.Second
+	maxHold        = 3 * time.Minute // for a lock whose holder does nothing
+)
+
+// Options say where the database and the bucket are.
+type Options struct {
+	Database  string // URL
+	Password  string // of the database; may be empty
+	Endpoint  string // URL of the object storage
+	Region    string
+	Bucket    string
+	AccessKey string
+	SecretKey string
+	Roots     *x509.CertPool // of the object storage's TLS; nil means the system's
+}
+
+// A Store is one replica's view of the fleet's store.
+type Store struct {
+	pool   *pgxpool.Pool
+	locks  *pgxpool.Pool
+	bucket *bucket
+	jobs   turns.Turns
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Open connects, and brings the schema up to date.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if err := checkTLS(o); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	b, err := openBucket(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	s := &Store{bucket: b}
+	if s.pool, err = connect(ctx, o, maxConnections, nil); err != nil {
+		return nil, fmt.Errorf("store: database: %w", err)
+	}
+	held := map[string]string{"idle_session_timeout": millis(maxHold)}
+	if s.locks, err = connect(ctx, o, maxLocks, held); err == nil {
+		err = s.prepare(ctx, o)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("store: database: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+// checkTLS refuses to speak to another machine without TLS that proves who it
+// is. Both URLs default to less.
+func checkTLS(o Options) error {
+	db, err := url.Parse(o.Database)
+	if err != nil || db.Scheme != "postgres" && db.Scheme != "postgresql" {
+		return errors.New("database: want a URL as postgres://USER@HOST/NAME?sslmode=verify-full")
+	}
+	host := db.Hostname()
+	if h := db.Query().Get("host"); h != "" {
+		host = h
+	}
+	if !local(host) && db.Query().Get("sslmode") != "verify-full" {
+		return fmt.Errorf("database: %s is another machine: its URL must say sslmode=verify-full", host)
+	}
+	s3, err := url.Parse(o.Endpoint)
+	switch {
+	case err != nil || s3.Host == "" || s3.Path != "" && s3.Path != "/":
+		return errors.New("endpoint: want a URL as https://HOST, with no path")
+	case s3.Scheme != "https" && (s3.Scheme != "http" || !local(s3.Hostname())):
+		return fmt.Errorf("endpoint: %s is another machine: its URL must be https", s3.Host)
+	}
+	return nil
+}
+
+func local(host string) bool {
+	return host == "" || host[0] == '/' || slices.Contains([]string{"localhost", "127.0.0.1", "::1"}, host)
+}
+
+// Close gives the connections back. Locks that are still held are lost.
+func (s *Store) Close() error {
+	for _, p := range []*pgxpool.Pool{s.locks, s.pool} {
+		if p != nil {
+			p.Close()
+		}
+	}
+	return nil
+}
+
+// Ready reports whether the database answers. The bucket may be out of reach
+// for a while without a job's noticing.
+func (s *Store) Ready(ctx context.Context) error {
+	return s.with(ctx, func(ctx context.Context, c conn) error {
+		var n int
+		return c.QueryRow(ctx, "SELECT 1 FROM attempts LIMIT 1").Scan(&n)
+	}, pgx.ErrNoRows)
+}

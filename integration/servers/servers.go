@@ -1,0 +1,299 @@
+// Package servers starts the PostgreSQL and the S3 server that a fleet's store is tested on.
+//
+// PostgreSQL is Debian's, in a cluster of its own that is thrown away. It
+// refuses to run as root, so there it runs as nobody. The S3 server is
+// versitygw on a directory, as tools.sh builds it.
+package servers
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"hallmark.build/attest/store/fleet"
+)
+
+const (
+	nobody    = 65534
+	accessKey = "hallmark"
+	secretKey = "hallmark-secret"
+	patience  = 60 * time.Second // with a server that starts on a busy machine
+)
+
+// Servers are both, on one directory.
+type Servers struct {
+	dir      string
+	postgres *server
+	s3       *server
+	port     int // of the S3 server
+	names    atomic.Int64
+}
+
+// Start starts both. Stop must be called.
+func Start(ctx context.Context) (*Servers, error) {
+	dir, err := os.MkdirTemp("", "hallmark-servers-")
+	if err != nil {
+		return nil, err
+	}
+	s := &Servers{dir: dir}
+	if err := s.start(ctx); err != nil {
+		s.Stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Servers) start(ctx context.Context) error {
+	if err := os.Chmod(s.dir, 0o711); err != nil {
+		return err
+	}
+	if err := s.initPostgres(ctx); err != nil {
+		return err
+	}
+	if err := s.initS3(); err != nil {
+		return err
+	}
+	return errors.Join(s.StartPostgres(ctx), s.StartS3(ctx))
+}
+
+// Stop ends both and removes what they had.
+func (s *Servers) Stop() {
+	s.StopS3()
+	s.KillPostgres()
+	os.RemoveAll(s.dir)
+}
+
+func (s *Servers) initPostgres(ctx context.Context) error {
+	bin, err := postgresBin()
+	if err != nil {
+		return err
+	}
+	data := filepath.Join(s.dir, "postgres")
+	if err := os.Mkdir(data, 0o700); err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(data, nobody, nobody); err != nil {
+			return err
+		}
+	}
+	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "hallmark", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-instructions")
+	initdb.SysProcAttr = unprivileged()
+	initdb.Dir = "/"
+	if out, err := initdb.CombinedOutput(); err != nil {
+		return fmt.Errorf("initdb: %w\n%s", err, out)
+	}
+	s.postgres = &server{
+		path: filepath.Join(bin, "postgres"),
+		args: []string{"-D", data, "-k", data, "-h", "", "-c", "max_connections=300", "-c", "shared_buffers=64MB"},
+		attr: unprivileged(),
+	}
+	return nil
+}
+
+// postgresBin finds Debian's programs, of the latest version.
+func postgresBin() (string, error) {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if len(found) == 0 {
+		return "", errors.New("no PostgreSQL in /usr/lib/postgresql: run make deps")
+	}
+	return filepath.Dir(found[len(found)-1]), nil
+}
+
+func unprivileged() *syscall.SysProcAttr {
+	attr := &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() == 0 {
+		attr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+	}
+	return attr
+}
+
+func (s *Servers) initS3() error {
+	root, err := moduleRoot()
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(root, ".cache", "bin", "versitygw")
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("%w: run make tools", err)
+	}
+	if s.port, err = freePort(); err != nil {
+		return err
+	}
+	data, meta := filepath.Join(s.dir, "s3"), filepath.Join(s.dir, "meta")
+	if err := errors.Join(os.Mkdir(data, 0o700), os.Mkdir(meta, 0o700)); err != nil {
+		return err
+	}
+	s.s3 = &server{
+		path: path,
+		args: []string{"--access", accessKey, "--secret", secretKey, "--port", fmt.Sprintf("127.0.0.1:%d", s.port), "--quiet",
+			"posix", "--sidecar", meta, data},
+		attr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+	}
+	return nil
+}
+
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	for ; err == nil && dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", errors.New("not below a go.mod")
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// DatabaseURL names a database of the cluster.
+func (s *Servers) DatabaseURL(name string) string {
+	return fmt.Sprintf("postgres:///%s?host=%s&user=hallmark", name, filepath.Join(s.dir, "postgres"))
+}
+
+// StartPostgres starts it and waits until it answers.
+func (s *Servers) StartPostgres(ctx context.Context) error {
+	return s.postgres.start(ctx, func(ctx context.Context) error {
+		c, err := pgx.Connect(ctx, s.DatabaseURL("postgres"))
+		if err != nil {
+			return err
+		}
+		return c.Close(ctx)
+	})
+}
+
+// KillPostgres ends it as a crash of it would: it recovers when it starts.
+func (s *Servers) KillPostgres() { s.postgres.stop(syscall.SIGQUIT) }
+
+// StartS3 starts it and waits until it answers.
+func (s *Servers) StartS3(ctx context.Context) error {
+	client, err := s.client()
+	if err != nil {
+		return err
+	}
+	return s.s3.start(ctx, func(ctx context.Context) error {
+		_, err := client.BucketExists(ctx, "nothing")
+		return err
+	})
+}
+
+// StopS3 kills it.
+func (s *Servers) StopS3() { s.s3.stop(syscall.SIGKILL) }
+
+func (s *Servers) client() (*minio.Client, error) {
+	return minio.New(fmt.Sprintf("127.0.0.1:%d", s.port), &minio.Options{
+		Creds: credentials.NewStaticV4(accessKey, secretKey, ""), Region: "us-east-1", MaxRetries: 1,
+	})
+}
+
+// Fresh makes an empty database and bucket.
+func (s *Servers) Fresh(t testing.TB) fleet.Options {
+	t.Helper()
+	name := fmt.Sprintf("test-%d", s.names.Add(1))
+	c, err := pgx.Connect(t.Context(), s.DatabaseURL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(t.Context())
+	if _, err := c.Exec(t.Context(), fmt.Sprintf("CREATE DATABASE %q", name)); err != nil {
+		t.Fatal(err)
+	}
+	client, err := s.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.MakeBucket(t.Context(), name, minio.MakeBucketOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return fleet.Options{
+		Database: s.DatabaseURL(name), Endpoint: fmt.Sprintf("http://127.0.0.1:%d", s.port), Region: "us-east-1",
+		Bucket: name, AccessKey: accessKey, SecretKey: secretKey,
+	}
+}
+
+// BucketDir is where the S3 server keeps a bucket's objects.
+func (s *Servers) BucketDir(bucket string) string { return filepath.Join(s.dir, "s3", bucket) }
+
+// A server is a process that can be started again.
+type server struct {
+	path string
+	args []string
+	attr *syscall.SysProcAttr
+
+	process *os.Process
+	ended   chan struct{}
+	said    bytes.Buffer // once ended
+}
+
+func (p *server) start(ctx context.Context, answers func(context.Context) error) error {
+	started := make(chan error)
+	p.ended = make(chan struct{})
+	cmd := exec.Command(p.path, p.args...)
+	cmd.Dir, cmd.SysProcAttr = "/", p.attr
+	p.said.Reset()
+	cmd.Stdout, cmd.Stderr = &p.said, &p.said
+	go func() {
+		defer close(p.ended)
+		// The server shall end with us, which the kernel understands as with
+		// the thread that started it.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		return err
+	}
+	p.process = cmd.Process
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return p.wait(ctx, answers)
+}
+
+func (p *server) wait(ctx context.Context, answers func(context.Context) error) error {
+	for {
+		err := answers(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.ended:
+			return fmt.Errorf("%s ended: %s", filepath.Base(p.path), strings.TrimSpace(p.said.String()))
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not answer: %w", filepath.Base(p.path), err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (p *server) stop(signal syscall.Signal) {
+	if p == nil || p.process == nil {
+		return
+	}
+	_ = p.process.Signal(signal)
+	<-p.ended
+	p.process = nil
+}
