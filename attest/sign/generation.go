@@ -48,6 +48,19 @@ type Generation struct {
 // count.
 func (g Generation) Trusted() bool { return g.Until.After(g.From) }
 
+// State is one word for what the key does.
+func (g Generation) State(now time.Time) string {
+	switch {
+	case g.Revoked:
+		return "revoked"
+	case now.Before(g.From):
+		return "next"
+	case now.After(g.Until):
+		return "retired"
+	}
+	return "signs"
+}
+
 // usable reports whether the key may sign now.
 func (g Generation) usable(now time.Time) bool {
 	return !g.Revoked && !now.Before(g.From) && !now.After(g.Until)

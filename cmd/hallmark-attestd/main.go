@@ -2,6 +2,7 @@
 //
 //	hallmark-attestd [serve] [-config FILE]        serve hosts and readers
 //	hallmark-attestd trusted-root [-config FILE]   print what verifiers must be given
+//	hallmark-attestd keys list|rotate|revoke       look after the keys that sign
 //	hallmark-attestd version                       print the version
 //
 // It runs as a user of its own, who owns its state directory, and never as
@@ -26,7 +27,51 @@ import (
 // version is set by the linker.
 var version = "devel"
 
-const usage = "usage: hallmark-attestd [serve | trusted-root | version] [-config FILE]"
+const usage = "usage: hallmark-attestd [serve | trusted-root | keys | version] [-config FILE]"
+
+// A subcommand gets what follows its name.
+type subcommand func(ctx context.Context, in invocation) error
+
+func commands() map[string]subcommand {
+	return map[string]subcommand{
+		"serve":        serveCommand,
+		"trusted-root": trustedRootCommand,
+		"keys":         keysCommand,
+		"version":      versionCommand,
+	}
+}
+
+// An invocation is a command line.
+type invocation struct {
+	command        string
+	args           []string
+	stdout, stderr io.Writer
+}
+
+// A usageError is a command line that makes no sense.
+type usageError struct{ msg string }
+
+func (e *usageError) Error() string { return e.msg }
+
+// parse reads flags, -config among them, and wants so many arguments besides.
+func (in invocation) parse(arguments int, define func(*flag.FlagSet)) (file string, rest []string, err error) {
+	flags := flag.NewFlagSet("hallmark-attestd "+in.command, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&file, "config", "/etc/hallmark/attestd.toml", "")
+	if define != nil {
+		define(flags)
+	}
+	err = flags.Parse(in.args)
+	switch {
+	case err != nil:
+		return "", nil, &usageError{err.Error()}
+	case flags.NArg() > arguments:
+		return "", nil, &usageError{fmt.Sprintf("%q: unexpected argument", flags.Arg(arguments))}
+	case flags.NArg() < arguments:
+		return "", nil, &usageError{in.command + ": an argument is missing"}
+	}
+	return file, flags.Args(), nil
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
@@ -35,31 +80,18 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	command := "serve"
+	in := invocation{"serve", args, stdout, stderr}
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		command, args = args[0], args[1:]
+		in.command, in.args = args[0], args[1:]
 	}
-	flags := flag.NewFlagSet("hallmark-attestd "+command, flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() { fmt.Fprintln(stderr, usage) }
-	file := flags.String("config", "/etc/hallmark/attestd.toml", "configuration `file`")
-	if err := flags.Parse(args); err != nil {
+	do, ok := commands()[in.command]
+	if !ok {
+		fmt.Fprintf(stderr, "error: %q: unknown command\n%s\n", in.command, usage)
 		return 2
 	}
-	if flags.NArg() > 0 {
-		fmt.Fprintf(stderr, "error: %q: unexpected argument\n%s\n", flags.Arg(0), usage)
-		return 2
-	}
-	var err error
-	switch command {
-	case "serve":
-		err = serve(ctx, *file, slog.New(slog.NewTextHandler(stderr, nil)))
-	case "trusted-root":
-		err = trustedRoot(ctx, *file, stdout)
-	case "version":
-		fmt.Fprintln(stdout, "hallmark-attestd", version)
-	default:
-		fmt.Fprintf(stderr, "error: %q: unknown command\n%s\n", command, usage)
+	err := do(ctx, in)
+	if wrong, ok := errors.AsType[*usageError](err); ok {
+		fmt.Fprintf(stderr, "error: %v\n%s\n", wrong, usage)
 		return 2
 	}
 	if err != nil {
@@ -67,6 +99,30 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 1
 	}
 	return 0
+}
+
+func serveCommand(ctx context.Context, in invocation) error {
+	file, _, err := in.parse(0, nil)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, file, slog.New(slog.NewTextHandler(in.stderr, nil)))
+}
+
+func trustedRootCommand(ctx context.Context, in invocation) error {
+	file, _, err := in.parse(0, nil)
+	if err != nil {
+		return err
+	}
+	return trustedRoot(ctx, file, in.stdout)
+}
+
+func versionCommand(_ context.Context, in invocation) error {
+	if _, _, err := in.parse(0, nil); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(in.stdout, "hallmark-attestd", version)
+	return err
 }
 
 // report prints an error, all of a configuration's if it is one, with hints.

@@ -78,6 +78,7 @@ func TestScripts(t *testing.T) {
 			"get":      get,
 			"job":      job,
 			"envsubst": envsubst,
+			"firstkey": firstKey,
 		},
 	})
 }
@@ -255,6 +256,18 @@ func runJob(socket, token string) (*authoritypb.CloseResponse, error) {
 		return nil, err
 	}
 	return stub.Close(ctx, &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: sum.GetHead()})
+}
+
+// firstKey sets FIRST to the id of the oldest key of a role, which the list that
+// was printed last begins with: firstkey ROLE.
+func firstKey(ts *testscript.TestScript, neg bool, args []string) {
+	for line := range strings.Lines(ts.ReadFile("stdout")) {
+		if strings.HasPrefix(line, args[0]+"-") {
+			ts.Setenv("FIRST", strings.Fields(line)[0])
+			return
+		}
+	}
+	ts.Fatalf("no %s key", args[0])
 }
 
 // envsubst replaces variables in files.
