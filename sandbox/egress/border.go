@@ -45,6 +45,8 @@ type Config struct {
 	// Lifetime is that of the job's certificate authority: the job's timeout.
 	// Zero means 24 hours.
 	Lifetime time.Duration
+	// Secrets are values of the job that no record may show in a URL.
+	Secrets []string
 	// OnBlock is told of refusals, once for each that is recorded: the first of
 	// its kind as it happens, the number of further ones when the stage ends. It
 	// is called from several goroutines.
@@ -57,9 +59,10 @@ type Config struct {
 
 // A Border stands around one attempt of a job. It is safe for concurrent use.
 type Border struct {
-	cfg Config
-	ca  *authority
-	up  *upstream
+	cfg     Config
+	ca      *authority
+	up      *upstream
+	secrets secrets
 	// patience is set before anything is served.
 	patience patience
 	// fetches counts the exchanges that were recorded.
@@ -96,7 +99,7 @@ func Open(ctx context.Context, cfg Config) (*Border, error) {
 	if err != nil {
 		return nil, fmt.Errorf("border: %w", err)
 	}
-	return &Border{cfg: cfg, ca: ca, up: up, patience: usualPatience(), uploading: make(chan struct{}, 1), sides: map[sandbox.Role]*side{}}, nil
+	return &Border{cfg: cfg, ca: ca, up: up, secrets: newSecrets(cfg.Secrets), patience: usualPatience(), uploading: make(chan struct{}, 1), sides: map[sandbox.Role]*side{}}, nil
 }
 
 // CA is the certificate, in PEM, that the containers must trust.

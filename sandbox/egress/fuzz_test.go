@@ -151,7 +151,28 @@ func TestRedactURL(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := redactURL(u); got != want {
+		if got := redactURL(u, nil); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestRedactURLHidesWhatTheJobHides(t *testing.T) {
+	known := newSecrets([]string{"hunter2/hunter2", "pass word", "short"})
+	for in, want := range map[string]string{
+		"https://h/a/hunter2%2Fhunter2/b":     "https://h/REDACTED",
+		"https://h/a/hunter2/hunter2/b":       "https://h/REDACTED",
+		"https://h/a/xpass%20wordx/b":         "https://h/REDACTED",
+		"https://h/p?q=1&x=hunter2%2Fhunter2": "https://h/p?REDACTED",
+		"https://h/p?pass+word":               "https://h/p?REDACTED",
+		"https://h/short?q=short":             "https://h/short?q=short",
+		"https://h/p?x=%zz":                   "https://h/p?x=REDACTED",
+	} {
+		u, err := url.Parse(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := redactURL(u, known); got != want {
 			t.Errorf("%s: %s, want %s", in, got, want)
 		}
 	}
@@ -166,7 +187,7 @@ func FuzzRedactURL(f *testing.F) {
 		if err != nil {
 			return
 		}
-		out := redactURL(u)
+		out := redactURL(u, nil)
 		if printable(out) != out {
 			t.Fatalf("%q is not printable", out)
 		}

@@ -3,6 +3,7 @@ package egress
 import (
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -26,9 +27,31 @@ var (
 	hexDigits    = regexp.MustCompile(`^[0-9a-fA-F]+$`)
 )
 
+// minSecret is the length from which on values are looked for: GitLab masks no
+// shorter ones.
+const minSecret = 8
+
+// secrets are values of the job that no record may show.
+type secrets []string
+
+func newSecrets(values []string) secrets {
+	var s secrets
+	for _, v := range values {
+		if len(v) >= minSecret {
+			s = append(s, v)
+		}
+	}
+	return s
+}
+
+func (s secrets) in(plain string) bool {
+	return slices.ContainsFunc(s, func(v string) bool { return strings.Contains(plain, v) })
+}
+
 // redactURL writes a URL for records: without user information and fragment,
-// and with whatever may be a secret replaced. Names of parameters stay.
-func redactURL(u *url.URL) string {
+// and with whatever may be a secret replaced. Names of parameters stay, and the
+// host does: where bytes came from is no secret.
+func redactURL(u *url.URL, known secrets) string {
 	var b strings.Builder
 	if u.Scheme != "" {
 		b.WriteString(u.Scheme + ":")
@@ -38,18 +61,25 @@ func redactURL(u *url.URL) string {
 	}
 	segments := strings.Split(u.EscapedPath(), "/")
 	for i, s := range segments {
-		if plain, err := url.PathUnescape(s); err != nil || secretPrefix.MatchString(plain) {
+		if plain, err := url.PathUnescape(s); err != nil || secretPrefix.MatchString(plain) || known.in(plain) {
 			segments[i] = redacted
 		}
 	}
-	b.WriteString(strings.Join(segments, "/"))
+	path := strings.Join(segments, "/")
+	if known.in(u.Path) { // one that spans segments
+		path = "/" + redacted
+	}
+	b.WriteString(path)
 	if u.RawQuery != "" {
-		b.WriteString("?" + redactQuery(u.RawQuery))
+		b.WriteString("?" + redactQuery(u.RawQuery, known))
 	}
 	return printable(b.String())
 }
 
-func redactQuery(raw string) string {
+func redactQuery(raw string, known secrets) string {
+	if plain, err := url.QueryUnescape(raw); known.in(raw) || err == nil && known.in(plain) {
+		return redacted
+	}
 	parts := strings.FieldsFunc(raw, func(r rune) bool { return r == '&' || r == ';' })
 	for i, part := range parts {
 		name, value, ok := strings.Cut(part, "=")

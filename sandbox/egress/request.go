@@ -119,12 +119,15 @@ func (q *request) decide() bool {
 
 // block is what is recorded when the request is refused.
 func (q *request) block() record.Block {
-	target := q.where()
+	target, known := q.where(), q.p.side.b.secrets
 	if u, err := originURL(q.ask); err == nil && q.ask.Host != "" {
-		target = redactURL(u)
+		target = redactURL(u, known)
 	} else if q.ask.Host != "" {
 		// A path that does not survive its own parsing is told by its beginning.
 		path, _, _ := strings.Cut(q.ask.Path, "?")
+		if known.in(path) {
+			path = "/" + redacted
+		}
 		target = q.ask.Scheme + "://" + joinAuthority(q.ask.Scheme, q.ask.Host, q.ask.Port) + clip(path, 200)
 	}
 	return record.Block{Protocol: q.scheme, Method: clip(q.Method, maxMethod), Target: target}

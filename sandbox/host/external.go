@@ -91,6 +91,17 @@ func firstValue(vars []executor.Variable, key string) string {
 	return ""
 }
 
+// masked are the values that GitLab shows nobody.
+func masked(vars []executor.Variable) []string {
+	var out []string
+	for _, v := range vars {
+		if v.Masked {
+			out = append(out, v.Value)
+		}
+	}
+	return out
+}
+
 func linesDigest(lines []string) string {
 	sum := sha256.New()
 	for _, l := range lines {

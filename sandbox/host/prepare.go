@@ -335,7 +335,7 @@ func (h *Host) openBorder(ctx context.Context, j *job, pol policy.Policy, out *j
 	border, err := egress.Open(ctx, egress.Config{
 		Policy: pol, Record: recorder{j}, GitLabRoots: h.cfg.GitLabRoots, UpstreamRoots: h.cfg.Upstream,
 		SpoolDir: h.spools(), CheckUpload: j.space.Match, Lifetime: lifetime,
-		OnBlock: j.blocks.note, Log: h.log.With("session", j.session),
+		Secrets: masked(j.payload.Variables), OnBlock: j.blocks.note, Log: h.log.With("session", j.session),
 	})
 	if err != nil {
 		return fmt.Errorf("border: %w", err)
