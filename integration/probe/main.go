@@ -4,6 +4,11 @@
 //	probe http METHOD URL [K=V...]   one request, straight at the address
 //	probe tamper FILE                a detached process that keeps changing FILE
 //	probe host                       the host's processes, files and namespaces
+//	probe leave MARK                 a mark wherever something may outlive the job
+//	probe offer MARK                 the same, and serves it to other jobs
+//	probe seek MARK [HOST...]        another job's mark, in every place of the two above
+//	probe clock                      other times
+//	probe upload API JOB TOKEN FILE  crafted archives of FILE, sent as the runner would
 //
 // It says what came of each try in one line: "NAME: VERDICT: detail". A verdict
 // of ESCAPE means that something was reached or done which a job must not reach
@@ -47,13 +52,25 @@ func main() {
 		tamperLoop(args[0])
 	case "host":
 		probeHost()
+	case "leave", "offer", "seek":
+		if len(args) < 1 {
+			usage()
+		}
+		map[string]func(){"leave": func() { leave(args[0]) }, "offer": func() { offer(args[0]) }, "seek": func() { seek(args[0], args[1:]) }}[os.Args[1]]()
+	case "clock":
+		turnClock()
+	case "upload":
+		if len(args) != 4 {
+			usage()
+		}
+		upload(args[0], args[1], args[2], args[3])
 	default:
 		usage()
 	}
 }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: probe net CANARY4 CANARY6 NAME | http METHOD URL [KEY=VALUE...] | tamper FILE | host")
+	fmt.Fprintln(os.Stderr, "usage: probe net CANARY4 CANARY6 NAME | http METHOD URL [KEY=VALUE...] | tamper FILE | host | leave MARK | offer MARK | seek MARK [HOST...] | clock | upload API JOB TOKEN FILE")
 	os.Exit(2)
 }
 
