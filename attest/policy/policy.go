@@ -23,7 +23,8 @@
 // as a service account at a Fulcio that others use too, is paired with the
 // builder in [[signers]]. Pairs are compared byte for byte and replace the
 // default for that builder: there is no pattern for signers, because whoever
-// can choose a part of his identity could choose one that matches.
+// can choose a part of his identity could choose one that matches. A CI job is
+// never a signer, whatever pairs say.
 //
 // # Defaults
 //

@@ -15,7 +15,7 @@
 //	              authority in the trusted root; there is at least one
 //	certificate   chains to an authority in the trusted root at each of those
 //	              times, for code signing, and names one identity, a URI
-//	              or a mail address
+//	              or a mail address, which is no CI job's
 //	log           every transparency log entry verifies, and as many logs have the
 //	              signature as the policy asks for
 //	statement     in-toto v1, SLSA provenance v1, our build type, exactly

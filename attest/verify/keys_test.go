@@ -2,6 +2,8 @@ package verify
 
 import (
 	"crypto/sha256"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"strings"
 	"testing"
 	"time"
@@ -59,6 +61,20 @@ func TestGenerations(t *testing.T) {
 				t.Error(dump(v))
 			}
 		})
+	}
+}
+
+// TestJobIsNoSigner: a certificate that a Fulcio made for a CI job's token, even
+// if the policy names the job, or the token managed to name the builder.
+func TestJobIsNoSigner(t *testing.T) {
+	a := verifytest.New(t)
+	for _, last := range []int{2, 9, 12, 18, 20, 21} {
+		bundle := a.Bundle(verifytest.Statement(), func(f *verifytest.Forgery) {
+			f.Leaf.ExtraExtensions = append(f.Leaf.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, last}, Value: []byte("x")})
+		})
+		if v := judgeBundle(t, a, bundle); v.Verified() || status(v, "certificate") != Fail || !strings.Contains(dump(v), "CI job") {
+			t.Errorf("extension %d: %s", last, dump(v))
+		}
 	}
 }
 
