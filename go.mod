@@ -33,6 +33,7 @@ require (
 	github.com/sirupsen/logrus v1.10.2 // behind containerd/log
 	github.com/spf13/cobra v1.10.2 // the auditor's command line; linked by hallmark alone
 	github.com/theupdateframework/go-tuf/v2 v2.4.2 // tests: the TUF repository of a Sigstore
+	github.com/transparency-dev/formats v0.1.1 // tests: the signatures of witnesses
 	github.com/transparency-dev/merkle v0.0.2 // proofs of inclusion and consistency
 	github.com/transparency-dev/tessera v1.0.4 // the transparency log: tiles, batches, witnesses
 	github.com/vishvananda/netlink v1.3.1 // links and routes of a job's network namespace
@@ -136,7 +137,6 @@ require (
 	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/thales-e-security/pool v0.0.2 // indirect
 	github.com/tinylib/msgp v1.6.4 // indirect
-	github.com/transparency-dev/formats v0.1.1 // indirect
 	github.com/valyala/fastrand v1.1.0 // indirect
 	github.com/valyala/histogram v1.2.0 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect

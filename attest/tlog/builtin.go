@@ -354,6 +354,9 @@ func (p *published) read(tiles tileDir, v *verifier) (checkpoint, error) {
 		return p.cp, nil
 	}
 	text, err := tiles.checkpoint()
+	if errors.Is(err, fs.ErrNotExist) {
+		return checkpoint{}, nil // the first one waits for its witnesses
+	}
 	if err != nil {
 		return checkpoint{}, err
 	}
