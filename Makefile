@@ -64,7 +64,7 @@ lint:
 # The integration tests run other programs, which a race detector in the test's
 # own process does not see into.
 race: deps runtime
-	@$(SETUP)/tools.sh $(CACHE) versitygw
+	@$(SETUP)/tools.sh $(CACHE) versitygw cosign rekor-tiles
 	go test -race -timeout 30m $(TESTFLAGS) $$(go list ./... | grep -vE '^hallmark.build/integration(/interop|/sigstore)?$$')
 
 # Every fuzz target that there is, for a little while each.
