@@ -182,8 +182,8 @@ const (
 	maxSize       = 1 << 62
 )
 
-// open reads a checkpoint that the log has signed. Signatures of others may
-// stand before and after its own; they are kept and say nothing.
+// open reads a checkpoint that the log has signed, before all others: verifiers
+// differ in which signatures they look at. Those that follow say nothing here.
 func (v *verifier) open(text []byte) (checkpoint, error) {
 	if len(text) > maxCheckpoint {
 		return checkpoint{}, fmt.Errorf("checkpoint: more than %d bytes", maxCheckpoint)
@@ -191,6 +191,9 @@ func (v *verifier) open(text []byte) (checkpoint, error) {
 	n, err := note.Open(text, note.VerifierList(v))
 	if err != nil {
 		return checkpoint{}, fmt.Errorf("checkpoint: not signed by log %s: %w", v.origin, err)
+	}
+	if !strings.HasPrefix(string(text[len(n.Text):]), "\n— "+v.origin+" "+n.Sigs[0].Base64+"\n") {
+		return checkpoint{}, errors.New("checkpoint: somebody else signed it before its log")
 	}
 	size, root, err := parseText(n.Text, v.origin)
 	if err != nil {

@@ -220,9 +220,12 @@ func TestHostileRekor(t *testing.T) {
 		want   string // "" if it is sound
 	}{
 		{name: "sound"},
-		{name: "sound, with unknown signatures first", spoil: func(e *rekorpb.TransparencyLogEntry) {
+		{name: "unknown signatures first", spoil: func(e *rekorpb.TransparencyLogEntry) {
 			cp := e.GetInclusionProof().GetCheckpoint()
 			cp.Envelope = strings.Replace(cp.Envelope, "\n\n", "\n\n— evil.example.com AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n— ci.example.com AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n", 1)
+		}, want: "somebody else signed it before"},
+		{name: "unknown signatures last", spoil: func(e *rekorpb.TransparencyLogEntry) {
+			e.GetInclusionProof().GetCheckpoint().Envelope += "— evil.example.com AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n"
 		}},
 		{name: "other entry", spoil: func(e *rekorpb.TransparencyLogEntry) { replaceBy(e, others) }, want: "entry of something else"},
 		{name: "same payload, other signature", spoil: func(e *rekorpb.TransparencyLogEntry) { replaceBy(e, ofAnotherSignature) }, want: "entry of something else"},
