@@ -27,23 +27,41 @@ func (a *Authority) Append(ctx context.Context, req *authoritypb.AppendRequest) 
 	if at.State != store.StateOpen {
 		return nil, ended(at)
 	}
-	held, err := a.load(ctx, &at)
-	if err != nil {
-		return nil, a.unavailable(ctx, "read record", err)
+	head, err := a.add(ctx, &at, req.GetLines())
+	if errors.Is(err, store.ErrConflict) {
+		head, err = a.add(ctx, &at, req.GetLines()) // another replica was faster
 	}
-	grown, lines, err := a.grow(ctx, &at, held, req.GetLines())
+	if errors.Is(err, store.ErrConflict) {
+		return nil, a.unavailable(ctx, "store record", err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if len(lines) > 0 {
-		if err := a.cfg.Store.AppendRecord(ctx, at.ID, held.size, lines); err != nil {
-			a.forget(at.ID) // the file may hold some of them now
-			return nil, a.unavailable(ctx, "store record", err)
-		}
-		a.keep(&at, grown)
-	}
-	head := grown.chain.Head()
 	return &authoritypb.AppendResponse{Entries: head.Entries, Head: head.Hash}, nil
+}
+
+// add checks lines against the record as it is, and adds those that are new. It
+// is a bare store.ErrConflict if the record grew in between.
+func (a *Authority) add(ctx context.Context, at *store.Attempt, lines [][]byte) (record.Head, error) {
+	held, err := a.load(ctx, at)
+	if err != nil {
+		return record.Head{}, a.unavailable(ctx, "read record", err)
+	}
+	grown, fresh, err := a.grow(ctx, at, held, lines)
+	if err != nil {
+		return record.Head{}, err
+	}
+	if len(fresh) > 0 {
+		if err := a.cfg.Store.AppendRecord(ctx, at.ID, held.size, fresh); err != nil {
+			a.forget(at.ID) // the store may hold some of them now
+			if errors.Is(err, store.ErrConflict) {
+				return record.Head{}, store.ErrConflict
+			}
+			return record.Head{}, a.unavailable(ctx, "store record", err)
+		}
+		a.keep(at, grown)
+	}
+	return grown.chain.Head(), nil
 }
 
 // grow checks lines against the record that is held. It returns the record as

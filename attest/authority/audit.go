@@ -15,6 +15,7 @@ type Event string
 const (
 	EventOpened     Event = "attempt_opened"
 	EventClosed     Event = "attempt_closed"
+	EventWaiting    Event = "attempt_waiting"
 	EventGivenUp    Event = "attempt_given_up"
 	EventInvited    Event = "host_invited"
 	EventJoined     Event = "host_joined"
@@ -40,6 +41,7 @@ const (
 	EventLimit          Event = "limit_reached"
 	// About the evidence.
 	EventGitLabDisagrees Event = "gitlab_disagrees"
+	EventIDTokenRefused  Event = "id_token_refused"
 	EventSecondOpening   Event = "second_opening"
 	EventReplayed        Event = "record_replayed"
 	EventFactsDiffer     Event = "record_facts_differ"
@@ -56,12 +58,12 @@ const (
 )
 
 var (
-	acts     = []Event{EventOpened, EventClosed, EventGivenUp, EventInvited, EventJoined, EventRenewed, EventRevocation}
+	acts     = []Event{EventOpened, EventClosed, EventWaiting, EventGivenUp, EventInvited, EventJoined, EventRenewed, EventRevocation}
 	refusals = []Event{
 		EventNoCertificate, EventWrongCertificate, EventExpiredCertificate, EventUnknownHost, EventRevokedHost,
 		EventUnknownInvitation, EventUsedInvitation, EventExpiredInvitation, EventNotAdmin,
 		EventNotPermitted, EventForeignAttempt, EventLimit,
-		EventGitLabDisagrees, EventSecondOpening, EventReplayed, EventFactsDiffer, EventReordered, EventRewritten,
+		EventGitLabDisagrees, EventIDTokenRefused, EventSecondOpening, EventReplayed, EventFactsDiffer, EventReordered, EventRewritten,
 		EventGap, EventFork, EventUnknownKind, EventMalformed, EventTooLarge, EventClockSkew, EventHeadDiffers, EventRecordRefused,
 	}
 )

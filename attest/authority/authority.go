@@ -10,7 +10,8 @@
 //
 // # What is refused for security
 //
-//   - facts that GitLab does not confirm;
+//   - facts that GitLab does not confirm, when the attempt is opened or when it
+//     is closed, and an ID token that is not the job's;
 //   - opening a job again once any stage but prepare_script has started in an
 //     earlier attempt: from get_sources on, scripts run with the tenant's
 //     variables and hooks, so another outcome of the same job could be picked;
@@ -26,9 +27,26 @@
 //
 // # One attestation per attempt
 //
-// The decision about an attempt, bundles included, is durable before anybody
-// hears of it; asked again, the authority answers from the store. Calls for one
-// job run one after another, whatever attempt they are about.
+//	record whole -> statements -> GitLab confirms -> signed, durably -> logged -> closed
+//
+// Statements follow from the record alone. Their signatures are kept, durably,
+// before the log or anybody hears of them, and of several replicas' the first
+// are: from there on the attempt has these and no others. What a crash
+// interrupts, or a service that is away, any replica goes on with, under the
+// job's lock. A bundle is shown once the log's proof is in it. The decision is
+// durable before anybody hears of it; asked again, the authority answers from
+// the store. Calls for one job run one after another, whatever attempt they are
+// about.
+//
+// # When something is away
+//
+// Without its keys, timestamps or store the authority signs nothing and answers
+// "try again". Without the log an attempt stays signed until the log answers;
+// hosts wait for it unless the profile lets them not. Without GitLab nothing is
+// opened. As an attempt is closed, an admin can choose that it waits: it is
+// signed once GitLab confirms the job, under its token while that lives, which
+// is kept in memory alone, or under the authority's own. After a day without an
+// answer the attempt ends unattested.
 //
 // # Trust
 //
@@ -54,6 +72,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -88,9 +107,25 @@ type Signer interface {
 	Trusted() (*trustpb.TrustedRoot, error)
 }
 
-// A GitLab confirms facts, or answers with a *gitlab.Disagreement.
+// A GitLab confirms facts, or answers with a *gitlab.Disagreement: at the
+// opening, at the closing, and of jobs that have ended. See package gitlab.
 type GitLab interface {
 	Check(ctx context.Context, token string, want gitlab.Facts) (gitlab.Confirmed, error)
+	Closing(ctx context.Context, token string, want gitlab.Facts) error
+	Ended(ctx context.Context, want gitlab.Facts, result string) error
+}
+
+// IDTokens verifies the ID token of a job, or answers with a
+// *gitlab.Disagreement.
+type IDTokens interface {
+	Verify(ctx context.Context, token string, want gitlab.Facts) (gitlab.Identity, error)
+}
+
+// A Transparency log puts the proof into a bundle that its signature was
+// entered. The same draft is entered once, however often it is asked for.
+type Transparency interface {
+	Enter(ctx context.Context, draft []byte) ([]byte, error)
+	Trusted() []*trustpb.TransparencyLogInstance
 }
 
 // Config is all that an Authority needs.
@@ -98,16 +133,25 @@ type Config struct {
 	Store      store.Store
 	Signer     Signer
 	GitLab     GitLab
-	GitLabURL  string  // goes into statements; sources lie below it, or below jobs' own host
-	BuilderURI string  // builder ids are this, a slash, and the profile
-	PublicURL  string  // for links; may be empty
-	Version    string  // of the authority
-	Secret     []byte  // commitment keys are derived from it
-	HostCA     *HostCA // nil: no hosts on other machines
-	Address    string  // host:port at which those find the authority
+	IDTokens   IDTokens // nil: jobs' ID tokens are ignored
+	GitLabURL  string   // goes into statements; sources lie below it, or below jobs' own host
+	BuilderURI string   // builder ids are this, a slash, and the profile
+	PublicURL  string   // for links; may be empty
+	Version    string   // of the authority
+	Secret     []byte   // commitment keys are derived from it
+	HostCA     *HostCA  // nil: no hosts on other machines
+	Address    string   // host:port at which those find the authority
 	Limits     Limits
-	Now        func() time.Time
-	Log        *slog.Logger
+	// Spool has attempts wait, durably, for a GitLab that does not answer as
+	// they are closed. False refuses to close them.
+	Spool bool
+	// Transparency is the log of signatures; nil: there is none. LogHandler
+	// serves its tiles to readers, and may be nil.
+	Transparency Transparency
+	LogHandler   http.Handler
+	Background   []string // profiles whose hosts do not wait for the log's proof
+	Now          func() time.Time
+	Log          *slog.Logger
 }
 
 // An Authority is the service. It is safe for concurrent use.
@@ -118,6 +162,8 @@ type Authority struct {
 	maxRecord int64
 	metrics   *meters
 	limits    *limits
+	tokens    jobTokens
+	wake      chan struct{} // has one element when there is something to go on with
 
 	mu   sync.Mutex
 	live map[string]*live // by attempt; each guarded by its job's lock
@@ -144,7 +190,7 @@ func New(cfg Config) (*Authority, error) {
 	cfg.PublicURL = strings.TrimSuffix(cfg.PublicURL, "/")
 	a := &Authority{
 		cfg: cfg, gitlab: base, maxRecord: MaxRecord, metrics: newMeters(),
-		limits: newLimits(cfg.Limits, cfg.Now), live: map[string]*live{}, held: map[string]int64{},
+		limits: newLimits(cfg.Limits, cfg.Now), wake: make(chan struct{}, 1), live: map[string]*live{}, held: map[string]int64{},
 	}
 	a.metrics.watch(a.limits)
 	a.metrics.gauge("hallmark_record_memory_bytes", a.memory)
@@ -246,6 +292,7 @@ func (a *Authority) decide(ctx context.Context, id string, d store.Decision) err
 	err := a.cfg.Store.Decide(ctx, id, d)
 	if err == nil || errors.Is(err, store.ErrDecided) {
 		a.limits.removeOpen(id)
+		a.tokens.forget(id)
 	}
 	return err
 }

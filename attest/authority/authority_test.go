@@ -35,16 +35,39 @@ const session = "00112233445566778899aabbccddeeff"
 
 // fakeGitLab confirms the sample job, and whatever else it is told.
 type fakeGitLab struct {
-	mu    sync.Mutex
-	err   error
-	asked []string // tokens
+	mu      sync.Mutex
+	err     error // of Check
+	closing error
+	ended   error
+	asked   []string // tokens, and the results of jobs that have ended
+	facts   gitlab.Facts
 }
 
 func (f *fakeGitLab) Check(_ context.Context, token string, _ gitlab.Facts) (gitlab.Confirmed, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, token)
-	return gitlab.Confirmed{Project: "group/project", Host: "gitlab.example.com"}, f.err
+	return gitlab.Confirmed{Project: "group/project", Host: "gitlab.example.com", Runner: 7, Manager: "s_0123456789ab"}, f.err
+}
+
+func (f *fakeGitLab) Closing(_ context.Context, token string, want gitlab.Facts) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked, f.facts = append(f.asked, token), want
+	return f.closing
+}
+
+func (f *fakeGitLab) Ended(_ context.Context, want gitlab.Facts, result string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked, f.facts = append(f.asked, "ended in "+result), want
+	return f.ended
+}
+
+func (f *fakeGitLab) set(change func(*fakeGitLab)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
 }
 
 // countingSigner counts, and fails when told to.
@@ -79,6 +102,8 @@ type world struct {
 	limits authority.Limits
 	clock  func() time.Time // in place of now, where that is set
 	hostCA *authority.HostCA
+	change func(*authority.Config) // has the last word on the configuration
+	cfg    authority.Config
 }
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, func(*world) {}) }
@@ -86,7 +111,7 @@ func newWorld(t testing.TB) *world { return newWorldWith(t, func(*world) {}) }
 func newWorldWith(t testing.TB, change func(*world)) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), now: attesttest.Start(), gitlab: &fakeGitLab{}, log: &lockedBuffer{},
-		limits: authority.Limits{OpenAttempts: 1 << 20, OpensPerMinute: 1 << 20}}
+		limits: authority.Limits{OpenAttempts: 1 << 20, OpensPerMinute: 1 << 20}, change: func(*authority.Config) {}}
 	change(w)
 	w.start()
 	t.Cleanup(func() {
@@ -113,12 +138,14 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	w.store, w.signer = st, &countingSigner{Signer: signer}
-	w.a, err = authority.New(authority.Config{
+	cfg := authority.Config{
 		Store: st, Signer: w.signer, GitLab: w.gitlab, GitLabURL: "https://gitlab.internal",
 		BuilderURI: "https://ci.example.com/hallmark", PublicURL: "https://ci.example.com/", Version: "0.1.0", Limits: w.limits, HostCA: w.hostCA,
 		Secret: secret, Now: w.time, Log: slog.New(slog.NewTextHandler(w.log, nil)),
-	})
-	if err != nil {
+	}
+	w.change(&cfg)
+	w.cfg = cfg
+	if w.a, err = authority.New(cfg); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -212,7 +239,7 @@ func (w *world) mustAppend(res *authoritypb.OpenResponse, lines ...[]byte) *auth
 }
 
 func (w *world) close(res *authoritypb.OpenResponse, head string) (*authoritypb.CloseResponse, error) {
-	return w.a.Close(w.t.Context(), &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: head})
+	return w.a.Close(w.t.Context(), &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: head, JobToken: "glcbt-token"})
 }
 
 // run takes the sample job through its whole life.
@@ -935,7 +962,7 @@ func TestOverTheSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := stub.Close(t.Context(), &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: sum.GetHead()})
+	out, err := stub.Close(t.Context(), &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: sum.GetHead(), JobToken: "glcbt-token"})
 	if err != nil || len(out.GetAttestations()) != 1 {
 		t.Fatalf("%v, %v", out, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -13,7 +14,6 @@ import (
 	"hallmark.build/attest"
 	"hallmark.build/attest/authority/authoritypb"
 	"hallmark.build/attest/store"
-	"hallmark.build/sandbox/record"
 )
 
 // How much of an answer may be bundles, and how much subjects, before the rest
@@ -23,14 +23,23 @@ const (
 	maxAnswerSubjects = 512 << 10
 )
 
-// Close ends an attempt and returns what it was decided to have.
+// Limits of closing.
+const (
+	signTimeout = time.Minute
+	logTimeout  = 45 * time.Second // hosts wait a minute
+)
+
+// Close ends an attempt and returns what it was decided to have, or that the
+// authority goes on by itself.
 func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*authoritypb.CloseResponse, error) {
 	ctx, at, unlock, err := a.lockAttempt(ctx, req.GetAttempt())
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if at.State != store.StateOpen && at.State != store.StateClosed {
+	switch at.State {
+	case store.StateOpen, store.StateSigned, store.StateClosed:
+	default:
 		return nil, ended(at)
 	}
 	held, err := a.load(ctx, &at)
@@ -44,79 +53,128 @@ func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*
 		return nil, a.condemn(ctx, EventHeadDiffers, &at, "the host's head of the record is not the one that was acknowledged")
 	}
 	if at.State == store.StateOpen {
-		if err := a.conclude(ctx, &at); err != nil {
+		if err := a.conclude(ctx, &at, req.GetJobToken(), held.closing); err != nil {
 			return nil, err
 		}
+	}
+	if err := a.complete(ctx, &at); err != nil {
+		return nil, err
 	}
 	a.forget(at.ID)
 	return a.answer(ctx, at.ID)
 }
 
-// conclude decides about an open attempt whose record is complete.
-func (a *Authority) conclude(ctx context.Context, at *store.Attempt) error {
+// conclude brings an open attempt whose record is whole as far as it goes at
+// once: ended without a bundle, waiting for GitLab, or signed.
+func (a *Authority) conclude(ctx context.Context, at *store.Attempt, token string, c closing) error {
+	statements, err := a.statements(ctx, at)
+	if err != nil || len(statements) == 0 {
+		return err
+	}
+	if ok, err := a.confirm(ctx, at, token, c); err != nil || !ok {
+		return err
+	}
+	return a.sign(ctx, at, statements)
+}
+
+// complete enters what was signed in the log, unless the profile lets that
+// happen later.
+func (a *Authority) complete(ctx context.Context, at *store.Attempt) error {
+	now, err := a.attempt(ctx, at.ID)
+	if err != nil {
+		return err
+	}
+	if now.State != store.StateSigned {
+		return nil
+	}
+	if a.cfg.Transparency != nil && slices.Contains(a.cfg.Background, at.Profile) {
+		a.wakeUp()
+		return nil
+	}
+	if err := a.finish(ctx, &now); err != nil {
+		a.wakeUp()
+		return a.unavailable(ctx, "log", err)
+	}
+	return nil
+}
+
+// statements builds what the record says. Where there is nothing to sign, the
+// attempt is ended and there are none.
+func (a *Authority) statements(ctx context.Context, at *store.Attempt) ([]attest.Statement, error) {
 	size, err := a.cfg.Store.RecordSize(ctx, at.ID)
 	if err != nil {
-		return a.unavailable(ctx, "read record", err)
+		return nil, a.unavailable(ctx, "read record", err)
 	}
 	memory, err := a.limits.records.enter(ctx, at.Host, size)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer memory.leave()
 	entries, err := a.entries(ctx, at.ID)
 	if err != nil {
-		return a.unavailable(ctx, "read record", err)
+		return nil, a.unavailable(ctx, "read record", err)
 	}
-	d, err := a.decision(ctx, at, entries)
-	var refusal *attest.Refusal
-	if errors.As(err, &refusal) {
-		return a.condemn(ctx, EventRecordRefused, at, "%v", refusal)
-	}
-	if err != nil {
-		return a.unavailable(ctx, "sign", err)
-	}
-	err = a.decide(ctx, at.ID, d)
-	if err != nil && !errors.Is(err, store.ErrDecided) {
-		return a.unavailable(ctx, "store decision", err)
-	}
-	a.audit(ctx, EventClosed, append(attemptFields(at), "project", d.Project, "bundles", len(d.Bundles), "reason", d.Reason)...)
-	return nil
-}
-
-// decision builds and signs. The error is an *attest.Refusal where the record
-// contradicts itself.
-func (a *Authority) decision(ctx context.Context, at *store.Attempt, entries []record.Entry) (store.Decision, error) {
-	d := store.Decision{State: store.StateClosed, Ended: a.now()}
 	statements, err := attest.Statements(entries, attest.Facts{
 		BuilderID:      at.BuilderID,
 		BuilderVersion: map[string]string{"hallmark-attestd": a.cfg.Version},
 		GitLabURL:      a.cfg.GitLabURL,
 	})
 	var refusal *attest.Refusal
-	if errors.As(err, &refusal) && !refusal.Security() {
-		d.Reason = string(refusal.Reason) + ": " + refusal.Detail
-		return d, nil
+	switch {
+	case errors.As(err, &refusal) && !refusal.Security():
+		return nil, a.end(ctx, at, string(refusal.Reason)+": "+refusal.Detail)
+	case errors.As(err, &refusal):
+		return nil, a.condemn(ctx, EventRecordRefused, at, "%v", refusal)
+	case err != nil:
+		return nil, a.unavailable(ctx, "build statement", err)
+	}
+	return statements, nil
+}
+
+// end closes an attempt without a bundle.
+func (a *Authority) end(ctx context.Context, at *store.Attempt, reason string) error {
+	return a.close(ctx, at, store.Decision{State: store.StateClosed, Reason: reason, Ended: a.now()})
+}
+
+// close stores the last decision about an attempt. Of several the first holds.
+func (a *Authority) close(ctx context.Context, at *store.Attempt, d store.Decision) error {
+	done := a.metrics.timed("store")
+	err := a.decide(ctx, at.ID, d)
+	done()
+	if errors.Is(err, store.ErrDecided) {
+		return nil
 	}
 	if err != nil {
-		return store.Decision{}, err
+		return a.unavailable(ctx, "store decision", err)
 	}
-	var o record.Opened
-	if err := entries[0].Decode(&o); err != nil {
-		return store.Decision{}, err
-	}
-	d.Project = o.Job.Project
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	a.audit(ctx, EventClosed, append(attemptFields(at), "project", d.Project, "bundles", len(d.Bundles), "reason", d.Reason)...)
+	return nil
+}
+
+// sign signs the statements of an attempt and keeps them, before anybody sees a
+// signature. If another replica kept its own first, these are forgotten.
+func (a *Authority) sign(ctx context.Context, at *store.Attempt, statements []attest.Statement) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), signTimeout)
 	defer cancel()
+	drafts := make([]store.Bundle, 0, len(statements))
 	for _, st := range statements {
-		signed := a.metrics.timed("sign")
+		done := a.metrics.timed("sign")
 		bundle, err := a.cfg.Signer.Sign(ctx, st)
-		signed()
+		done()
 		if err != nil {
-			return store.Decision{}, err
+			return a.unavailable(ctx, "sign", err)
 		}
-		d.Bundles = append(d.Bundles, store.Bundle{JSON: bundle, Subjects: st.Subjects})
+		drafts = append(drafts, store.Bundle{JSON: bundle, Subjects: st.Subjects})
 	}
-	return d, nil
+	done := a.metrics.timed("store")
+	err := a.cfg.Store.Sign(ctx, at.ID, drafts, at.Job.Project)
+	done()
+	a.tokens.forget(at.ID)
+	if err != nil && !errors.Is(err, store.ErrDecided) {
+		return a.unavailable(ctx, "store signatures", err)
+	}
+	a.limits.removeOpen(at.ID)
+	return nil
 }
 
 // answer tells what is in the store, and nothing else.
@@ -125,14 +183,19 @@ func (a *Authority) answer(ctx context.Context, id string) (*authoritypb.CloseRe
 	if err != nil {
 		return nil, err
 	}
-	if at.State != store.StateClosed {
+	switch {
+	case at.State == store.StateSigned:
+		return a.pending(&at, signedReason), nil
+	case at.State == store.StateOpen && at.Reason != "":
+		return a.pending(&at, at.Reason), nil
+	case at.State != store.StateClosed:
 		return nil, ended(at)
 	}
 	bundles, err := a.cfg.Store.Bundles(ctx, id)
 	if err != nil {
 		return nil, a.unavailable(ctx, "read bundles", err)
 	}
-	res := &authoritypb.CloseResponse{Reason: at.Reason}
+	res := &authoritypb.CloseResponse{Reason: at.Reason, Url: a.link("/v1/attempts/" + at.ID)}
 	bundleRoom, subjectRoom := maxAnswerBundles, maxAnswerSubjects
 	for _, b := range bundles {
 		sum := sha256.Sum256(b.JSON)
@@ -150,6 +213,16 @@ func (a *Authority) answer(ctx context.Context, id string) (*authoritypb.CloseRe
 		res.Attestations = append(res.Attestations, out)
 	}
 	return res, nil
+}
+
+// What a pending attempt waits for.
+const (
+	signedReason  = "signed; its log proof follows"
+	waitingReason = "closed; GitLab does not answer, and has yet to confirm the job"
+)
+
+func (a *Authority) pending(at *store.Attempt, reason string) *authoritypb.CloseResponse {
+	return &authoritypb.CloseResponse{Pending: true, Reason: reason, Url: a.link("/v1/attempts/" + at.ID)}
 }
 
 func (a *Authority) link(path string) string {

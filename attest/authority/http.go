@@ -44,6 +44,8 @@ const (
 	jobPage
 	projectPage
 	recordPage
+	attemptPage
+	logPage
 	builderPage
 	trustedRootPage
 	healthPage
@@ -69,6 +71,9 @@ func parsePath(path, builders string) page {
 	}
 	if rest, ok := strings.CutPrefix(path, "/v1/"); ok {
 		return parseV1(rest)
+	}
+	if rest, ok := strings.CutPrefix(path, "/log/"); ok {
+		return page{logPage, rest}
 	}
 	for _, prefix := range []string{"/builders/", builders + "/"} {
 		if profile, ok := strings.CutPrefix(path, prefix); ok && attest.KnownProfile(profile) {
@@ -102,11 +107,14 @@ func parseV1(path string) page {
 		}
 		return page{projectPage, value}
 	case "attempts":
-		id, ok := strings.CutSuffix(value, "/record")
-		if !ok || !isHex(id, 32) {
+		id, record := strings.CutSuffix(value, "/record")
+		switch {
+		case !isHex(id, 32):
 			return page{}
+		case record:
+			return page{recordPage, id}
 		}
-		return page{recordPage, id}
+		return page{attemptPage, id}
 	}
 	return page{}
 }
@@ -203,6 +211,10 @@ func (a *Authority) serve(w http.ResponseWriter, r *http.Request, p page) {
 		a.serveBundle(w, r, p.value)
 	case recordPage:
 		a.serveRecord(w, r, p.value)
+	case attemptPage:
+		a.serveAttempt(w, r, p.value)
+	case logPage:
+		a.serveLog(w, r)
 	case trustedRootPage:
 		root, err := a.trustedRoot()
 		a.serveBytes(w, r, "application/json", root, err)
@@ -211,7 +223,8 @@ func (a *Authority) serve(w http.ResponseWriter, r *http.Request, p page) {
 	case healthPage:
 		a.serveBytes(w, r, "text/plain; charset=utf-8", []byte("alive\n"), nil)
 	case readyPage:
-		a.serveBytes(w, r, "text/plain; charset=utf-8", []byte("ready\n"), a.cfg.Store.Ready(ctx))
+		text, err := a.readiness(ctx)
+		a.serveBytes(w, r, "text/plain; charset=utf-8", []byte(text), err)
 	case metricsPage:
 		var b bytes.Buffer
 		a.metrics.write(&b)
@@ -227,7 +240,88 @@ func (a *Authority) trustedRoot() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.cfg.Transparency != nil {
+		root.Tlogs = append(root.Tlogs, a.cfg.Transparency.Trusted()...)
+	}
 	return sign.EncodeTrustedRoot(root)
+}
+
+// maxCounted bounds how many attempts are counted for a reader.
+const maxCounted = 1000
+
+// readiness says that the store answers, and what is on its way.
+func (a *Authority) readiness(ctx context.Context) (string, error) {
+	if err := a.cfg.Store.Ready(ctx); err != nil {
+		return "", err
+	}
+	signed, err := a.cfg.Store.Signed(ctx, maxCounted)
+	if err != nil {
+		return "", err
+	}
+	waiting, err := a.cfg.Store.Waiting(ctx, maxCounted)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("ready\nsigned, without log proof: %s\nwaiting for gitlab: %s\n", counted(len(signed)), counted(len(waiting))), nil
+}
+
+func counted(n int) string {
+	if n == maxCounted {
+		return "at least " + strconv.Itoa(n)
+	}
+	return strconv.Itoa(n)
+}
+
+// serveLog lets the log answer. Its paths begin at its own root.
+func (a *Authority) serveLog(w http.ResponseWriter, r *http.Request) {
+	if a.cfg.LogHandler == nil {
+		http.NotFound(w, r)
+		return
+	}
+	http.StripPrefix("/log", a.cfg.LogHandler).ServeHTTP(w, r)
+}
+
+// An attemptStatus tells what became of an attempt. It only grows new fields.
+type attemptStatus struct {
+	Attempt string         `json:"attempt"`
+	JobID   int64          `json:"job_id"`
+	Profile string         `json:"profile"`
+	State   string         `json:"state"` // "open", "waiting", "signed", "closed", "refused" or "superseded"
+	Reason  string         `json:"reason,omitempty"`
+	IDToken *store.IDToken `json:"id_token,omitempty"` // evidence
+	Bundles []string       `json:"bundles,omitempty"`  // by sha256
+}
+
+func (a *Authority) serveAttempt(w http.ResponseWriter, r *http.Request, id string) {
+	at, err := a.cfg.Store.Attempt(r.Context(), id)
+	if errors.Is(err, store.ErrNotFound) {
+		http.NotFound(w, r)
+		return
+	}
+	if err != nil {
+		a.serveBytes(w, r, "", nil, err)
+		return
+	}
+	s := attemptStatus{Attempt: at.ID, JobID: at.Job.ID, Profile: at.Profile, State: string(at.State), Reason: at.Reason, IDToken: at.Job.IDToken}
+	switch {
+	case at.State == store.StateOpen && at.Reason != "":
+		s.State = "waiting"
+	case at.State == store.StateSigned:
+		s.Reason = signedReason
+	case at.State == store.StateClosed:
+		found, err := a.cfg.Store.ByJob(r.Context(), at.Job.ID, maxFound)
+		if err != nil {
+			a.serveBytes(w, r, "", nil, err)
+			return
+		}
+		for _, f := range found {
+			if f.Attempt == id {
+				s.Bundles = append(s.Bundles, f.SHA256)
+			}
+		}
+	}
+	text, err := json.Marshal(s)
+	a.serveBytes(w, r, "application/json", append(text, '\n'), err)
 }
 
 // A foundList is the answer to a search. It only grows new fields.

@@ -20,10 +20,11 @@ import (
 type live struct {
 	chain  record.Chain
 	hashes [][sha256.Size]byte
-	size   int64     // bytes of the record, newlines included
-	host   string    // whose attempt it is
-	ran    bool      // a stage that can run the tenant's code has started
-	used   time.Time // guarded by Authority.mu
+	size   int64  // bytes of the record, newlines included
+	host   string // whose attempt it is
+	ran    bool   // a stage that can run the tenant's code has started
+	closing
+	used time.Time // guarded by Authority.mu
 }
 
 // add checks the next line.
@@ -35,6 +36,13 @@ func (l *live) add(line []byte) (record.Entry, error) {
 	l.hashes = append(l.hashes, sha256.Sum256(line))
 	l.size += int64(len(line)) + 1
 	l.ran = l.ran || runsTenantCode(e)
+	if e.Kind == record.Closed {
+		var c record.Closing
+		if err := e.Decode(&c); err != nil {
+			return record.Entry{}, err
+		}
+		l.closing = closing{result: c.Result, at: e.Time}
+	}
 	return e, nil
 }
 
@@ -76,7 +84,7 @@ func runsTenantCode(e record.Entry) bool {
 // copy returns a live record that can be added to without changing l.
 func (l *live) copy() *live {
 	// Appending to the copy may write behind len(l.hashes), where l sees nothing.
-	return &live{chain: l.chain, hashes: l.hashes, size: l.size, ran: l.ran}
+	return &live{chain: l.chain, hashes: l.hashes, size: l.size, ran: l.ran, closing: l.closing}
 }
 
 // load returns the attempt's record, from memory or from the store. The caller

@@ -48,6 +48,11 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 	if err := a.mayAttest(ctx, req.GetProfile(), confirmed.Project); err != nil {
 		return nil, err
 	}
+	facts.Runner, facts.Manager = confirmed.Runner, confirmed.Manager
+	evidence, err := a.idToken(ctx, req.GetIdToken(), facts)
+	if err != nil {
+		return nil, err
+	}
 	ctx, unlock, err := a.lockJob(ctx, facts.ID)
 	if err != nil {
 		return nil, err
@@ -59,6 +64,7 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 	}
 	at := a.newAttempt(req, facts, confirmed)
 	at.Host = callerOf(ctx).Host
+	at.Job.IDToken = evidence
 	if err := a.cfg.Store.Begin(ctx, at, replaced...); err != nil {
 		return nil, a.unavailable(ctx, "store attempt", err)
 	}
@@ -67,7 +73,7 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 		a.limits.removeOpen(id)
 		a.forget(id)
 	}
-	a.audit(ctx, EventOpened, append(attemptFields(&at), "commit", at.Job.SHA, "profile", at.Profile, "superseded", len(replaced))...)
+	a.audit(ctx, EventOpened, append(attemptFields(&at), "commit", at.Job.SHA, "profile", at.Profile, "superseded", len(replaced), "id_token", evidence != nil)...)
 	return &authoritypb.OpenResponse{
 		Attempt: at.ID, Nonce: at.Nonce, CommitmentKey: a.commitmentKey(at.ID),
 		BuilderId: at.BuilderID, InvocationId: at.InvocationID, GitlabUrl: a.cfg.GitLabURL,
@@ -94,6 +100,9 @@ func checkOpen(req *authoritypb.OpenRequest) (gitlab.Facts, error) {
 			return gitlab.Facts{}, fmt.Errorf("job: %s: %d is no identifier", name, n)
 		}
 	}
+	if r := j.GetRunnerId(); r < 0 || r > maxNumber {
+		return gitlab.Facts{}, fmt.Errorf("job: runner id: %d is no identifier", r)
+	}
 	for name, text := range map[string]string{"name": j.GetName(), "stage": j.GetStage(), "ref": j.GetRef()} {
 		if text == "" || len(text) > maxName || !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
 			return gitlab.Facts{}, fmt.Errorf("job: %s: empty, too long or not text", name)
@@ -102,6 +111,27 @@ func checkOpen(req *authoritypb.OpenRequest) (gitlab.Facts, error) {
 	return gitlab.Facts{
 		ID: j.GetId(), Name: j.GetName(), Stage: j.GetStage(), ProjectID: j.GetProjectId(), PipelineID: j.GetPipelineId(),
 		UserID: j.GetUserId(), Ref: j.GetRef(), Tag: j.GetTag(), SHA: j.GetSha(),
+		Runner: j.GetRunnerId(),
+	}, nil
+}
+
+// idToken verifies a job's ID token and returns what is kept of it.
+func (a *Authority) idToken(ctx context.Context, token string, facts gitlab.Facts) (*store.IDToken, error) {
+	if token == "" || a.cfg.IDTokens == nil {
+		return nil, nil
+	}
+	id, err := a.cfg.IDTokens.Verify(ctx, token, facts)
+	var differ *gitlab.Disagreement
+	if errors.As(err, &differ) {
+		return nil, a.security(ctx, EventIDTokenRefused, nil, "job %d: %v", facts.ID, differ)
+	}
+	if err != nil {
+		a.cfg.Log.ErrorContext(ctx, "id token not verified", "job_id", facts.ID, "error", err)
+		return nil, status.Errorf(codes.Unavailable, "job %d: id token: %v", facts.ID, err)
+	}
+	return &store.IDToken{
+		Issuer: id.Issuer, Subject: id.Subject, ID: id.ID, Issued: id.Issued,
+		ConfigURI: id.ConfigURI, ConfigSHA: id.ConfigSHA, RunnerID: id.Runner, Environment: id.Environment,
 	}, nil
 }
 
@@ -150,6 +180,7 @@ func (a *Authority) newAttempt(req *authoritypb.OpenRequest, f gitlab.Facts, c g
 		Job: store.Job{
 			ID: f.ID, Name: f.Name, Stage: f.Stage, ProjectID: f.ProjectID, Project: c.Project, Host: c.Host,
 			PipelineID: f.PipelineID, UserID: f.UserID, Ref: f.Ref, Tag: f.Tag, SHA: f.SHA,
+			RunnerID: f.Runner, Manager: f.Manager,
 		},
 		Opened: a.now(), State: store.StateOpen,
 	}

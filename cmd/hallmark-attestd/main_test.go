@@ -255,7 +255,7 @@ func runJob(socket, token string) (*authoritypb.CloseResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	return stub.Close(ctx, &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: sum.GetHead()})
+	return stub.Close(ctx, &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: sum.GetHead(), JobToken: "good"})
 }
 
 // firstKey sets FIRST to the id of the oldest key of a role, which the list that

@@ -1,0 +1,125 @@
+package authority
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"hallmark.build/attest/gitlab"
+	"hallmark.build/attest/store"
+)
+
+// maxWait is how long an attempt waits for GitLab to confirm its job.
+const maxWait = 24 * time.Hour
+
+// closing is what a record's last entry says.
+type closing struct {
+	result string
+	at     time.Time
+}
+
+// factsOf are what GitLab confirmed when the attempt was opened.
+func factsOf(at *store.Attempt) gitlab.Facts {
+	j := &at.Job
+	return gitlab.Facts{
+		ID: j.ID, Name: j.Name, Stage: j.Stage, ProjectID: j.ProjectID, PipelineID: j.PipelineID, UserID: j.UserID,
+		Ref: j.Ref, Tag: j.Tag, SHA: j.SHA, Runner: j.RunnerID, Manager: j.Manager,
+	}
+}
+
+// ask has GitLab say again what the job is, under the job's token while it
+// lives.
+func (a *Authority) ask(ctx context.Context, at *store.Attempt, token string, c closing) error {
+	if token == "" {
+		return a.cfg.GitLab.Ended(ctx, factsOf(at), c.result)
+	}
+	return a.cfg.GitLab.Closing(ctx, token, factsOf(at))
+}
+
+// confirm asks GitLab while the host waits. It is false without an error where
+// the attempt was put to wait, or has ended.
+func (a *Authority) confirm(ctx context.Context, at *store.Attempt, token string, c closing) (bool, error) {
+	err := a.ask(ctx, at, token, c)
+	var differ *gitlab.Disagreement
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.As(err, &differ):
+		return false, a.condemn(ctx, EventGitLabDisagrees, at, "job %d: %v", at.Job.ID, differ)
+	case errors.Is(err, gitlab.ErrNoToken):
+		return false, a.end(ctx, at, unconfirmed(err))
+	}
+	a.cfg.Log.ErrorContext(ctx, "gitlab not asked", "job_id", at.Job.ID, "error", err)
+	if !a.cfg.Spool {
+		return false, status.Errorf(codes.Unavailable, "job %d: %v", at.Job.ID, err)
+	}
+	if err := a.cfg.Store.Wait(ctx, at.ID, waitingReason); err != nil && !errors.Is(err, store.ErrDecided) {
+		return false, a.unavailable(ctx, "store attempt", err)
+	}
+	a.tokens.keep(at.ID, token)
+	a.audit(ctx, EventWaiting, append(attemptFields(at), "why", err.Error())...)
+	return false, nil
+}
+
+// confirmLate asks GitLab about an attempt that waits. A job that has ended by
+// now is asked about under the authority's own token.
+func (a *Authority) confirmLate(ctx context.Context, at *store.Attempt, c closing) (bool, error) {
+	token := a.tokens.of(at.ID)
+	err := a.ask(ctx, at, token, c)
+	var differ *gitlab.Disagreement
+	ended := errors.As(err, &differ) && differ.TokenEnded() && token != ""
+	if ended {
+		err = a.ask(ctx, at, "", c)
+		differ = nil
+	}
+	overdue := a.now().Sub(c.at) > maxWait
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.As(err, &differ):
+		// The attempt has ended, which is all that there was to do.
+		_ = a.condemn(ctx, EventGitLabDisagrees, at, "job %d: %v", at.Job.ID, differ)
+		return false, nil
+	case overdue, ended && errors.Is(err, gitlab.ErrNoToken):
+		return false, a.end(ctx, at, unconfirmed(err))
+	case errors.Is(err, gitlab.ErrNoToken):
+		return false, nil // another replica may have the job's token
+	}
+	return false, fmt.Errorf("job %d: %w", at.Job.ID, err)
+}
+
+// unconfirmed is why an attempt that GitLab did not confirm has no bundle.
+func unconfirmed(err error) string { return "unconfirmed: " + err.Error() }
+
+// jobTokens are those of jobs that wait for GitLab. They are in memory alone,
+// and useless once the job has ended.
+type jobTokens struct {
+	mu sync.Mutex
+	by map[string]string // by attempt
+}
+
+func (t *jobTokens) keep(attempt, token string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.by == nil {
+		t.by = map[string]string{}
+	}
+	t.by[attempt] = token
+}
+
+func (t *jobTokens) of(attempt string) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.by[attempt]
+}
+
+func (t *jobTokens) forget(attempt string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.by, attempt)
+}

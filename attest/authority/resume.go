@@ -1,0 +1,153 @@
+package authority
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"hallmark.build/attest/store"
+)
+
+// How attempts are gone on with that nobody waits for.
+const (
+	resumeEvery  = 5 * time.Second
+	resumeBatch  = 256
+	resumeAtOnce = 64 // entered in the log: they share checkpoints
+	askAtOnce    = 4  // of GitLab
+)
+
+// Resume goes on with attempts that were signed and lack their log entry, or
+// that wait for GitLab, until ctx ends: those that a crash left, those whose
+// profile does not wait, and those that got no answer. Any replica takes them.
+func (a *Authority) Resume(ctx context.Context) {
+	tick := time.NewTicker(resumeEvery)
+	defer tick.Stop()
+	for {
+		if err := a.ResumeOnce(ctx); err != nil && ctx.Err() == nil {
+			a.cfg.Log.ErrorContext(ctx, "resuming failed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-a.wake:
+		}
+	}
+}
+
+// wakeUp has signed attempts looked at soon.
+func (a *Authority) wakeUp() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// ResumeOnce goes on with all attempts that it finds, once.
+func (a *Authority) ResumeOnce(ctx context.Context) error {
+	return errors.Join(a.resumeSigned(ctx), a.resumeWaiting(ctx))
+}
+
+func (a *Authority) resumeSigned(ctx context.Context) error {
+	for {
+		all, err := a.cfg.Store.Signed(ctx, resumeBatch)
+		if err != nil {
+			return err
+		}
+		// One that fails must not keep the others from their proof.
+		var g errgroup.Group
+		g.SetLimit(resumeAtOnce)
+		for i := range all {
+			g.Go(func() error { return a.resume(ctx, &all[i], store.StateSigned, a.finish) })
+		}
+		if err := g.Wait(); err != nil || len(all) < resumeBatch {
+			return err
+		}
+	}
+}
+
+// resumeWaiting asks GitLab about those that wait. The first that gets no
+// answer ends the round.
+func (a *Authority) resumeWaiting(ctx context.Context) error {
+	all, err := a.cfg.Store.Waiting(ctx, resumeBatch)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(askAtOnce)
+	for i := range all {
+		g.Go(func() error { return a.resume(ctx, &all[i], store.StateOpen, a.confirmed) })
+	}
+	return g.Wait()
+}
+
+// resume takes the next step with an attempt under its job's lock, if it is
+// still in the state in which it was found.
+func (a *Authority) resume(ctx context.Context, found *store.Attempt, state store.State, step func(context.Context, *store.Attempt) error) error {
+	ctx, unlock, err := a.lockJob(ctx, found.Job.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	at, err := a.attempt(ctx, found.ID)
+	if err != nil || at.State != state {
+		return err
+	}
+	return step(ctx, &at)
+}
+
+// finish enters the signatures of an attempt in the log and closes it with the
+// proofs. It can be repeated: a signature has one place in the log.
+func (a *Authority) finish(ctx context.Context, at *store.Attempt) error {
+	drafts, err := a.cfg.Store.Drafts(ctx, at.ID)
+	if err != nil {
+		return err
+	}
+	if err := a.enter(ctx, drafts); err != nil {
+		return err
+	}
+	return a.close(ctx, at, store.Decision{State: store.StateClosed, Project: at.Project, Ended: a.now(), Bundles: drafts})
+}
+
+// enter puts the log's proof into each bundle.
+func (a *Authority) enter(ctx context.Context, drafts []store.Bundle) error {
+	if a.cfg.Transparency == nil {
+		return nil
+	}
+	defer a.metrics.timed("log")()
+	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(resumeAtOnce)
+	for i := range drafts {
+		g.Go(func() (err error) {
+			drafts[i].JSON, err = a.cfg.Transparency.Enter(ctx, drafts[i].JSON)
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// confirmed signs an attempt that waited for GitLab, once it has confirmed the
+// job.
+func (a *Authority) confirmed(ctx context.Context, at *store.Attempt) error {
+	held, err := a.load(ctx, at)
+	if err != nil {
+		return err
+	}
+	if ok, err := a.confirmLate(ctx, at, held.closing); err != nil || !ok {
+		return err
+	}
+	statements, err := a.statements(ctx, at)
+	if err != nil || len(statements) == 0 {
+		return err
+	}
+	if err := a.sign(ctx, at, statements); err != nil {
+		return err
+	}
+	a.forget(at.ID)
+	a.wakeUp()
+	return nil
+}
