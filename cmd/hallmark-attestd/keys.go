@@ -19,7 +19,7 @@ const keysUsage = "keys list, keys rotate [-after DURATION] ca|timestamp, or key
 // keysCommand looks after the keyring, also while the authority runs.
 func keysCommand(ctx context.Context, in invocation) error {
 	if len(in.args) == 0 {
-		return &usageError{"keys: want " + keysUsage}
+		return &usageError{msg: "keys: want " + keysUsage}
 	}
 	verb := in.args[0]
 	in.command, in.args = "keys "+verb, in.args[1:]
@@ -31,7 +31,7 @@ func keysCommand(ctx context.Context, in invocation) error {
 	case "revoke":
 		return revokeKey(in)
 	}
-	return &usageError{fmt.Sprintf("keys %q: want %s", verb, keysUsage)}
+	return &usageError{msg: fmt.Sprintf("keys %q: want %s", verb, keysUsage)}
 }
 
 // keyring is the configuration of a command that reads or writes keys.
@@ -74,7 +74,7 @@ func rotateKey(ctx context.Context, in invocation) error {
 	}
 	role := sign.Role(args[0])
 	if role != sign.RoleCA && role != sign.RoleTimestamp || after < 0 {
-		return &usageError{"keys rotate: want [-after DURATION] ca|timestamp"}
+		return &usageError{msg: "keys rotate: want [-after DURATION] ca|timestamp"}
 	}
 	o, err := keyring(file)
 	if err != nil {
@@ -101,7 +101,7 @@ func revokeKey(in invocation) error {
 	var at time.Time // zero: nothing that it signed is good
 	if lost != neverGood {
 		if at, err = time.Parse(time.RFC3339, lost); err != nil {
-			return &usageError{`keys revoke: want -lost with the time of the loss, as "2026-01-02T15:04:05Z", or never-good`}
+			return &usageError{msg: `keys revoke: want -lost with the time of the loss, as "2026-01-02T15:04:05Z", or never-good`}
 		}
 	}
 	o, err := keyring(file)

@@ -1,15 +1,19 @@
 // Command hallmark-attestd is the signing authority.
 //
 //	hallmark-attestd [serve] [-config FILE]        serve hosts and readers
+//	hallmark-attestd enrol NAME -project GLOB      print a token by which a runner host joins
+//	hallmark-attestd hosts [list|revoke NAME]      show the runner hosts, or end one's rights
 //	hallmark-attestd trusted-root [-config FILE]   print what verifiers must be given
 //	hallmark-attestd keys list|rotate|revoke       look after the keys that sign
 //	hallmark-attestd version                       print the version
 //
 // It runs as a user of its own, who owns its state directory, and never as
-// root. Exit codes: 0 done, 1 failure, 2 wrong usage.
+// root; enrol and hosts speak to it over its socket, as that user or as root.
+// Exit codes: 0 done, 1 failure, 2 wrong usage.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -27,7 +31,9 @@ import (
 // version is set by the linker.
 var version = "devel"
 
-const usage = "usage: hallmark-attestd [serve | trusted-root | keys | version] [-config FILE]"
+const defaultConfig = "/etc/hallmark/attestd.toml"
+
+const usage = "usage: hallmark-attestd [serve | enrol | hosts | trusted-root | keys | version] [-config FILE]"
 
 // A subcommand gets what follows its name.
 type subcommand func(ctx context.Context, in invocation) error
@@ -37,6 +43,8 @@ func commands() map[string]subcommand {
 		"serve":        serveCommand,
 		"trusted-root": trustedRootCommand,
 		"keys":         keysCommand,
+		"enrol":        enrolCommand,
+		"hosts":        hostsCommand,
 		"version":      versionCommand,
 	}
 }
@@ -49,7 +57,10 @@ type invocation struct {
 }
 
 // A usageError is a command line that makes no sense.
-type usageError struct{ msg string }
+type usageError struct {
+	msg   string
+	usage string // of the command; empty: the program's
+}
 
 func (e *usageError) Error() string { return e.msg }
 
@@ -57,18 +68,18 @@ func (e *usageError) Error() string { return e.msg }
 func (in invocation) parse(arguments int, define func(*flag.FlagSet)) (file string, rest []string, err error) {
 	flags := flag.NewFlagSet("hallmark-attestd "+in.command, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	flags.StringVar(&file, "config", "/etc/hallmark/attestd.toml", "")
+	flags.StringVar(&file, "config", defaultConfig, "")
 	if define != nil {
 		define(flags)
 	}
 	err = flags.Parse(in.args)
 	switch {
 	case err != nil:
-		return "", nil, &usageError{err.Error()}
+		return "", nil, &usageError{msg: err.Error()}
 	case flags.NArg() > arguments:
-		return "", nil, &usageError{fmt.Sprintf("%q: unexpected argument", flags.Arg(arguments))}
+		return "", nil, &usageError{msg: fmt.Sprintf("%q: unexpected argument", flags.Arg(arguments))}
 	case flags.NArg() < arguments:
-		return "", nil, &usageError{in.command + ": an argument is missing"}
+		return "", nil, &usageError{msg: in.command + ": an argument is missing"}
 	}
 	return file, flags.Args(), nil
 }
@@ -91,7 +102,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	err := do(ctx, in)
 	if wrong, ok := errors.AsType[*usageError](err); ok {
-		fmt.Fprintf(stderr, "error: %v\n%s\n", wrong, usage)
+		fmt.Fprintf(stderr, "error: %v\n%s\n", wrong, cmp.Or(wrong.usage, usage))
 		return 2
 	}
 	if err != nil {

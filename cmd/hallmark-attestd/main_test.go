@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/grpc"
 
 	"hallmark.build/attest/attesttest"
 	"hallmark.build/attest/authority/authoritypb"
@@ -48,6 +49,7 @@ func TestScripts(t *testing.T) {
 	}
 	gitlab := httptest.NewServer(http.HandlerFunc(fakeGitLab))
 	t.Cleanup(gitlab.Close)
+	sandboxd := sandboxdDir(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		WorkdirRoot:         root,
@@ -57,6 +59,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GITLAB", gitlab.URL)
 			e.Setenv("UID", strconv.Itoa(os.Getuid()))
+			e.Setenv("PATH", sandboxd+":"+e.Getenv("PATH"))
 			e.Values[daemonKey{}] = &daemon{}
 			state := filepath.Join(e.WorkDir, "state")
 			if err := os.Mkdir(state, 0o700); err != nil || os.Geteuid() != 0 {
@@ -77,6 +80,7 @@ func TestScripts(t *testing.T) {
 			"kill":     killDaemon,
 			"get":      get,
 			"job":      job,
+			"hostjob":  hostJob,
 			"envsubst": envsubst,
 			"firstkey": firstKey,
 		},
@@ -128,6 +132,7 @@ type daemonKey struct{}
 type daemon struct {
 	cmd    *exec.Cmd
 	http   string
+	hosts  string        // where hosts on other machines are served
 	logged chan struct{} // closed once log is complete
 	log    []string      // what the program said, for whoever has waited
 }
@@ -164,6 +169,8 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 		for lines := bufio.NewScanner(stderr); lines.Scan(); {
 			d.log = append(d.log, lines.Text())
 			if _, rest, ok := strings.Cut(lines.Text(), " http="); ok {
+				_, door, _ := strings.Cut(lines.Text(), " hosts=")
+				d.hosts = strings.Fields(door)[0]
 				ready <- strings.Fields(rest)[0]
 			}
 		}
@@ -181,6 +188,7 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 	if string(buf[:n]) != "READY=1" {
 		ts.Fatalf("systemd was told %q", buf[:n])
 	}
+	ts.Setenv("HOSTS", d.hosts)
 	ts.Defer(func() { _ = d.cmd.Process.Kill() })
 }
 
@@ -210,9 +218,26 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// job takes the sample job through its life, as a host: job SOCKET TOKEN.
+// job takes the sample job through its life, as a host on this machine: job
+// SOCKET TOKEN.
 func job(ts *testscript.TestScript, neg bool, args []string) {
-	out, err := runJob(ts.MkAbs(args[0]), args[1])
+	conn, err := client.DialSocket(ts.MkAbs(args[0]))
+	ts.Check(err)
+	attested(ts, neg, conn, args[1])
+}
+
+// hostJob does the same as a host that has joined: hostjob IDENTITY ADDRESS TOKEN.
+func hostJob(ts *testscript.TestScript, neg bool, args []string) {
+	id, err := client.OpenIdentity(ts.MkAbs(args[0]))
+	ts.Check(err)
+	conn, err := client.DialHost(args[1], id)
+	ts.Check(err)
+	attested(ts, neg, conn, args[2])
+}
+
+func attested(ts *testscript.TestScript, neg bool, conn *grpc.ClientConn, token string) {
+	defer conn.Close()
+	out, err := runJob(authoritypb.NewAuthorityClient(conn), token)
 	if neg != (err != nil) {
 		ts.Fatalf("%v", err)
 	}
@@ -227,14 +252,9 @@ func job(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func runJob(socket, token string) (*authoritypb.CloseResponse, error) {
+func runJob(stub authoritypb.AuthorityClient, token string) (*authoritypb.CloseResponse, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	stub, closer, err := client.Dial(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	defer closer.Close()
 	o := attesttest.Opened()
 	res, err := stub.Open(ctx, &authoritypb.OpenRequest{
 		Session: o.Session, Profile: o.Profile, JobToken: token,

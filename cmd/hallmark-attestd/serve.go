@@ -13,6 +13,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -112,17 +113,24 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 		return err
 	}
 	defer st.Close()
+	door, err := openHostDoor(cfg)
+	if err != nil {
+		return err
+	}
+	defer door.close()
 	a, err := authority.New(authority.Config{
 		Store: st, Signer: signer, GitLab: asker,
 		GitLabURL: cfg.GitLabURL.String(), BuilderURI: cfg.BuilderURI, PublicURL: cfg.PublicURL, Version: version, Secret: secret, Log: log,
+		HostCA: door.ca, Address: door.address,
+		Limits: authority.Limits{Calls: cfg.Limits.Calls, OpenAttempts: cfg.Limits.OpenAttempts, OpensPerMinute: cfg.Limits.OpensPerMinute},
 	})
 	if err != nil {
 		return err
 	}
-	return listen(ctx, cfg, a, hosts, log)
+	return listen(ctx, cfg, a, hosts, door, log)
 }
 
-func listen(ctx context.Context, cfg config.Attestd, a *authority.Authority, hosts []uint32, log *slog.Logger) error {
+func listen(ctx context.Context, cfg config.Attestd, a *authority.Authority, hosts []uint32, door hostDoor, log *slog.Logger) error {
 	socket, err := authority.Listen(cfg.Socket)
 	if err != nil {
 		return err
@@ -133,14 +141,24 @@ func listen(ctx context.Context, cfg config.Attestd, a *authority.Authority, hos
 		return err
 	}
 	defer readers.Close()
-	grpcServer := authority.NewServer(a, hosts)
+	servers := []*grpc.Server{authority.NewServer(a, hosts)}
+	if door.listener != nil {
+		remote, err := authority.NewHostServer(a, cfg.ServerNames)
+		if err != nil {
+			return err
+		}
+		servers = append(servers, remote)
+	}
 	httpServer := authority.NewHTTPServer(a.HTTP())
-	log.InfoContext(ctx, "ready", "socket", cfg.Socket, "http", readers.Addr().String(), "builder_uri", cfg.BuilderURI,
+	log.InfoContext(ctx, "ready", "socket", cfg.Socket, "hosts", door.address, "http", readers.Addr().String(), "builder_uri", cfg.BuilderURI,
 		"config_sha256", cfg.Digest, "version", version)
 	notify("READY=1")
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return grpcServer.Serve(socket) })
+	g.Go(func() error { return servers[0].Serve(socket) })
+	if door.listener != nil {
+		g.Go(func() error { return servers[1].Serve(door.listener) })
+	}
 	g.Go(func() error {
 		if err := httpServer.Serve(readers); !errors.Is(err, http.ErrServerClosed) {
 			return err
@@ -152,16 +170,22 @@ func listen(ctx context.Context, cfg config.Attestd, a *authority.Authority, hos
 		<-ctx.Done()
 		notify("STOPPING=1")
 		log.Info("stopping")
-		return stop(grpcServer, httpServer)
+		return stop(servers, httpServer)
 	})
 	return g.Wait()
 }
 
 // stop lets calls in flight end, for a while.
-func stop(grpcServer *grpc.Server, httpServer *http.Server) error {
-	timer := time.AfterFunc(stopGrace, grpcServer.Stop)
-	defer timer.Stop()
-	grpcServer.GracefulStop()
+func stop(servers []*grpc.Server, httpServer *http.Server) error {
+	var all sync.WaitGroup
+	for _, s := range servers {
+		all.Go(func() {
+			timer := time.AfterFunc(stopGrace, s.Stop)
+			defer timer.Stop()
+			s.GracefulStop()
+		})
+	}
+	all.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
 	defer cancel()
 	if err := httpServer.Shutdown(ctx); err != nil {

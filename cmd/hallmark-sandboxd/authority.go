@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	pb "hallmark.build/attest/authority/authoritypb"
+	"hallmark.build/attest/authority/client"
 	"hallmark.build/sandbox/host"
 	"hallmark.build/sandbox/record"
 )
@@ -60,8 +60,7 @@ func inWords(err error) error {
 		return err
 	}
 	text := &statusError{s.Message()}
-	switch s.Code() {
-	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted:
+	if client.IsTemporary(err) {
 		return &host.UnavailableError{Err: text}
 	}
 	return text

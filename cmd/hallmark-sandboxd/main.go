@@ -1,5 +1,8 @@
 // Command hallmark-sandboxd runs GitLab jobs in recorded sandboxes on this host.
 //
+//	hallmark-sandboxd [-config FILE]                 run jobs
+//	hallmark-sandboxd join [-config FILE] TOKEN | -  become known to an authority on another machine
+//
 // It holds containerd, the network namespaces and the evidence record. It has
 // no signing key: what it records goes to hallmark-attestd as it happens.
 package main
@@ -23,7 +26,7 @@ import (
 	"syscall"
 	"time"
 
-	"hallmark.build/attest/authority/client"
+	pb "hallmark.build/attest/authority/authoritypb"
 	"hallmark.build/config"
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd"
@@ -35,17 +38,22 @@ import (
 // version is set by the linker.
 var version = "devel"
 
+const defaultConfig = "/etc/hallmark/sandboxd.toml"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run returns 0 after an orderly stop, 1 after a failure, 2 for wrong usage.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "join" {
+		return joinCommand(ctx, args[1:], stdin, stdout, stderr)
+	}
 	flags := flag.NewFlagSet("hallmark-sandboxd", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	file := flags.String("config", "/etc/hallmark/sandboxd.toml", "configuration `file`")
+	file := flags.String("config", defaultConfig, "configuration `file`")
 	show := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -59,13 +67,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if err := serve(ctx, *file, slog.New(slog.NewTextHandler(stderr, nil))); err != nil {
-		_, _ = fmt.Fprintf(stderr, "error: %v\n", err)
-		if hint := hintOf(err); hint != "" {
-			_, _ = fmt.Fprintf(stderr, "hint: %s\n", hint)
-		}
+		report(stderr, err)
 		return 1
 	}
 	return 0
+}
+
+func report(stderr io.Writer, err error) {
+	_, _ = fmt.Fprintf(stderr, "error: %v\n", err)
+	if hint := hintOf(err); hint != "" {
+		_, _ = fmt.Fprintf(stderr, "hint: %s\n", hint)
+	}
 }
 
 func hintOf(err error) string {
@@ -85,11 +97,11 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	stub, closer, err := client.Dial(ctx, conf.Authority.Socket)
+	conn, hangUp, err := dial(conf, log)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = closer.Close() }()
+	defer hangUp()
 	rt, err := containerd.Start(ctx, containerd.Config{
 		Address: conf.Containerd.Address, BinDir: conf.Containerd.BinDir,
 		Root: filepath.Join(conf.StateDir, "containerd"), State: filepath.Join(conf.RunDir, "containerd"),
@@ -101,7 +113,7 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	}
 	defer func() { _ = rt.Close() }()
 	images := image.New(image.Policy{Allowed: conf.Images.Allowed, PlainHTTP: conf.Images.PlainHTTP, CAFile: conf.Images.CA})
-	h, err := host.New(ctx, hostConfig, rt, images, authority{stub}, log)
+	h, err := host.New(ctx, hostConfig, rt, images, authority{pb.NewAuthorityClient(conn)}, log)
 	if err != nil {
 		return err
 	}

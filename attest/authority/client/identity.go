@@ -249,7 +249,7 @@ func Join(ctx context.Context, dir string, token invitation.Token) (*authoritypb
 	defer conn.Close()
 	res, err := authoritypb.NewEnrolmentClient(conn).Join(ctx, &authoritypb.JoinRequest{Secret: token.Secret[:], Request: request})
 	if err != nil {
-		return nil, fmt.Errorf("authority %s: %w", token.Address, err)
+		return nil, err
 	}
 	host, authority, err := checkMembership(res, key, token.Authority)
 	if err != nil {
