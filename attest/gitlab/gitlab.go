@@ -46,6 +46,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"hallmark.build/attest/internal/private"
 )
 
 // Limits of one question.
@@ -135,6 +137,15 @@ func (c *Client) WithToken(read func() (string, error)) *Client {
 	with := *c
 	with.own = read
 	return &with
+}
+
+// TokenFile reads the authority's own token from a file that nobody else may
+// open, whenever it is asked: such tokens are rotated.
+func TokenFile(name string) func() (string, error) {
+	return func() (string, error) {
+		text, err := private.ReadFile(name, maxToken)
+		return strings.TrimSpace(string(text)), err
+	}
 }
 
 // ErrNoToken says that the authority has no token of its own, so that it cannot

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -223,6 +225,28 @@ func TestEndedUndecided(t *testing.T) {
 		if _, security := errors.AsType[*gitlab.Disagreement](err); err == nil || security || strings.Contains(err.Error(), "glpat") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestTokenFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	read := gitlab.TokenFile(file)
+	if _, err := read(); err == nil {
+		t.Error("a token from nowhere")
+	}
+	for _, token := range []string{"glpat-one", "glpat-two"} {
+		if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if have, err := read(); err != nil || have != token {
+			t.Errorf("%q, %v", have, err)
+		}
+	}
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := read(); err == nil {
+		t.Error("a file that everybody reads")
 	}
 }
 

@@ -172,6 +172,20 @@ func Number(history string) (int, error) {
 	return max(1, len(shards)), nil
 }
 
+// TrustedLogs is what [BuiltIn.Trusted] says, of a log that another process may
+// have open. It is empty before the first use.
+func TrustedLogs(history string) ([]*trustpb.TransparencyLogInstance, error) {
+	shards, err := readShards(history)
+	if err != nil {
+		return nil, fmt.Errorf("tlog: %w", err)
+	}
+	var out []*trustpb.TransparencyLogInstance
+	for _, s := range shards {
+		out = append(out, s.trusted())
+	}
+	return out, nil
+}
+
 // Rotate ends the log and begins the next, with a key of its own. No process may
 // have the log open.
 func Rotate(o Options) error {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"k8s.io/klog/v2"
 
 	"hallmark.build/attest/sign"
@@ -114,6 +115,22 @@ func logOptions(ctx context.Context, cfg config.Attestd) (o tlog.Options, closeK
 	}
 	o.Key, err = tlog.FileKey(logKeyFile(cfg, number))
 	return o, func() error { return nil }, err
+}
+
+// trustedLogs is what readers must be given to believe the log. The daemon may
+// have it open meanwhile; before the first use it is made.
+func trustedLogs(ctx context.Context, cfg config.Attestd) ([]*trustpb.TransparencyLogInstance, error) {
+	if cfg.Log.Kind == config.LogBuiltIn {
+		known, err := tlog.TrustedLogs(logPlaces(cfg).History)
+		if err != nil || len(known) > 0 {
+			return known, err
+		}
+	}
+	l, err := newLog(ctx, cfg, slog.New(slog.DiscardHandler))
+	if err != nil || l == nil {
+		return nil, err
+	}
+	return l.Trusted(), l.Close(ctx)
 }
 
 func logPlaces(cfg config.Attestd) tlog.Options {

@@ -21,7 +21,6 @@ import (
 	"google.golang.org/grpc"
 
 	"hallmark.build/attest/authority"
-	"hallmark.build/attest/gitlab"
 	"hallmark.build/attest/sign"
 	"hallmark.build/attest/store/embedded"
 	"hallmark.build/config"
@@ -70,6 +69,11 @@ func trustedRoot(ctx context.Context, file string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	logs, err := trustedLogs(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	root.Tlogs = append(root.Tlogs, logs...)
 	text, err := sign.EncodeTrustedRoot(root)
 	if err != nil {
 		return err
@@ -100,11 +104,7 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 		return err
 	}
 	defer signer.Close()
-	roots, err := pool("gitlab_ca", cfg.GitLabCA)
-	if err != nil {
-		return err
-	}
-	asker, err := gitlab.New(cfg.GitLabURL, roots)
+	asker, idTokens, err := openGitLab(cfg)
 	if err != nil {
 		return err
 	}
@@ -118,16 +118,34 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 		return err
 	}
 	defer door.close()
-	a, err := authority.New(authority.Config{
-		Store: st, Signer: signer, GitLab: asker,
+	parts := authority.Config{
+		Store: st, Signer: signer, GitLab: asker, IDTokens: idTokens, Spool: cfg.GitLabUnavailable == "spool", Background: cfg.Log.Background,
 		GitLabURL: cfg.GitLabURL.String(), BuilderURI: cfg.BuilderURI, PublicURL: cfg.PublicURL, Version: version, Secret: secret, Log: log,
 		HostCA: door.ca, Address: door.address,
 		Limits: authority.Limits{Calls: cfg.Limits.Calls, OpenAttempts: cfg.Limits.OpenAttempts, OpensPerMinute: cfg.Limits.OpensPerMinute},
-	})
+	}
+	transparency, err := newLog(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	if transparency != nil {
+		defer closeLog(ctx, transparency, log)
+		parts.Transparency, parts.LogHandler = transparency, transparency.handler
+	}
+	a, err := authority.New(parts)
 	if err != nil {
 		return err
 	}
 	return listen(ctx, cfg, a, hosts, door, log)
+}
+
+// closeLog lets the log publish what was entered, also when told to stop.
+func closeLog(ctx context.Context, l *openLog, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+	defer cancel()
+	if err := l.Close(ctx); err != nil {
+		log.ErrorContext(ctx, "log not closed", "error", err)
+	}
 }
 
 func listen(ctx context.Context, cfg config.Attestd, a *authority.Authority, hosts []uint32, door hostDoor, log *slog.Logger) error {
@@ -166,6 +184,7 @@ func listen(ctx context.Context, cfg config.Attestd, a *authority.Authority, hos
 		return nil
 	})
 	g.Go(func() error { tidy(ctx, a, log); return nil })
+	g.Go(func() error { a.Resume(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		notify("STOPPING=1")

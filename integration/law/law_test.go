@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"attest":                       {"sandbox/record"},
 	"attest/internal/...":          {},
 	"attest/attesttest":            {"attest", "sandbox/record"},
-	"attest/gitlab":                {},
+	"attest/gitlab":                {"attest/internal/..."},
 	"attest/sign":                  {"attest", "attest/internal/...", "attest/sign/key"},
 	"attest/sign/key":              {"attest/internal/...", "attest/sign/key/token"},
 	"attest/sign/key/token":        {"attest/internal/private"},
