@@ -158,6 +158,8 @@ type Store struct {
 	Bucket string `toml:"bucket"`
 	// Endpoint is the URL of the object storage; required with Database.
 	Endpoint string `toml:"endpoint"`
+	// EndpointCA is a PEM file with the roots for its TLS. Default "": the host's roots.
+	EndpointCA string `toml:"endpoint_ca"`
 	// Region of the object storage. Default "us-east-1".
 	Region string `toml:"region"`
 	// CredentialsFile has the object storage's access key and, on a second
@@ -303,6 +305,7 @@ func (s Store) check(c checker) {
 	c.optionalPath("store.database_password_file", s.DatabasePasswordFile)
 	c.text("store.bucket", s.Bucket)
 	c.identity("store.endpoint", s.Endpoint)
+	c.optionalPath("store.endpoint_ca", s.EndpointCA)
 	c.text("store.region", s.Region)
 	c.optionalPath("store.credentials_file", s.CredentialsFile)
 	if s.Database != "" {

@@ -22,6 +22,24 @@
 // machine. After an error, the caller must read again to learn what holds: it
 // may be that the act was done and only its acknowledgement was lost.
 //
+// # Restored stores
+//
+// A store that is restored is behind: an attempt that was signed since the
+// backup is open in it. Were it signed again, there would be two statements
+// about one invocation. So a store knows that it is a copy, and opening it is
+// [ErrRestored] until the attempts that it has as open were refused; attempts
+// that began later it does not know, and nobody can append to them. An attempt
+// that it has as signed goes on with the statements that it has. What was
+// signed and lost can be had from the log's entries and from whoever fetched
+// the bundles; that the log has more than the store tells which ones those are.
+//
+// What a store cannot tell is a copy that was made behind its back: a disk's
+// snapshot, or a standby that was promoted and lacks what its primary had
+// acknowledged. Say so then, with hallmark-attestd restored. In any case no
+// replica may serve before the jobs have ended that ran at the time of the
+// loss: GitLab confirms them as long as they run, and another attempt of one
+// would be another invocation.
+//
 // # Trust
 //
 // A store is the authority's own: who writes to it can show other bundles and
@@ -46,6 +64,7 @@ var (
 	ErrNotFound = errors.New("store: not found")
 	ErrDecided  = errors.New("store: the attempt was decided already")
 	ErrConflict = errors.New("store: changed in between: read it again")
+	ErrRestored = errors.New("store: restored from a backup, and not settled yet")
 )
 
 // A State says what became of an attempt. Only open and signed attempts change.
@@ -110,6 +129,9 @@ type IDToken struct {
 	RunnerID    int64     `json:"runner_id,omitempty"`
 	Environment string    `json:"runner_environment,omitempty"`
 }
+
+// WasOpen is why attempts are refused that a backup has as open.
+const WasOpen = "the store was restored from a backup that has the attempt as open"
 
 // A Decision ends an attempt.
 type Decision struct {

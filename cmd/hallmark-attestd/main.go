@@ -5,6 +5,9 @@
 //	hallmark-attestd hosts [list|revoke NAME]      show the runner hosts, or end one's rights
 //	hallmark-attestd trusted-root [-config FILE]   print what verifiers must be given
 //	hallmark-attestd keys list|rotate|revoke       look after the keys that sign
+//	hallmark-attestd backup [-config FILE] DIR     copy the embedded store, also while it is served
+//	hallmark-attestd restored [-config FILE]       make a restored store fit to serve
+//	hallmark-attestd check [-config FILE]          look through the whole store
 //	hallmark-attestd version                       print the version
 //
 // It runs as a user of its own, who owns its state directory, and never as
@@ -33,7 +36,7 @@ var version = "devel"
 
 const defaultConfig = "/etc/hallmark/attestd.toml"
 
-const usage = "usage: hallmark-attestd [serve | enrol | hosts | trusted-root | keys | version] [-config FILE]"
+const usage = "usage: hallmark-attestd [serve | enrol | hosts | trusted-root | keys | backup | restored | check | version] [-config FILE]"
 
 // A subcommand gets what follows its name.
 type subcommand func(ctx context.Context, in invocation) error
@@ -45,6 +48,9 @@ func commands() map[string]subcommand {
 		"keys":         keysCommand,
 		"enrol":        enrolCommand,
 		"hosts":        hostsCommand,
+		"backup":       backupCommand,
+		"restored":     restoredCommand,
+		"check":        checkCommand,
 		"version":      versionCommand,
 	}
 }

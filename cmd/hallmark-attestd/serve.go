@@ -22,7 +22,6 @@ import (
 
 	"hallmark.build/attest/authority"
 	"hallmark.build/attest/sign"
-	"hallmark.build/attest/store/embedded"
 	"hallmark.build/config"
 )
 
@@ -108,7 +107,7 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	st, err := embedded.Open(ctx, filepath.Join(cfg.StateDir, "store"))
+	st, err := openStore(ctx, cfg)
 	if err != nil {
 		return err
 	}

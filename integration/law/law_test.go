@@ -41,7 +41,7 @@ var mayImport = map[string][]string{
 	"attest/store":                 {"attest"},
 	"attest/store/internal/...":    {},
 	"attest/store/embedded":        {"attest", "attest/internal/...", "attest/store", "attest/store/internal/..."},
-	"attest/store/fleet":           {"attest", "attest/store", "attest/store/internal/..."},
+	"attest/store/fleet":           {"attest", "attest/internal/...", "attest/store", "attest/store/internal/..."},
 	"attest/store/storetest":       {"attest", "attest/attesttest", "attest/store"},
 	"attest/tlog":                  {"attest/internal/..."},
 	"attest/authority/authoritypb": {},

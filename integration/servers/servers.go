@@ -235,6 +235,33 @@ func (s *Servers) Fresh(t testing.TB) fleet.Options {
 // BucketDir is where the S3 server keeps a bucket's objects.
 func (s *Servers) BucketDir(bucket string) string { return filepath.Join(s.dir, "s3", bucket) }
 
+// CopyBucket copies all objects of a bucket to another.
+func (s *Servers) CopyBucket(t testing.TB, from, to string) {
+	t.Helper()
+	client, err := s.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for o := range client.ListObjectsIter(t.Context(), from, minio.ListObjectsOptions{Recursive: true}) {
+		if o.Err != nil {
+			t.Fatal(o.Err)
+		}
+		if _, err := client.CopyObject(t.Context(), minio.CopyDestOptions{Bucket: to, Object: o.Key},
+			minio.CopySrcOptions{Bucket: from, Object: o.Key}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Tool runs one of PostgreSQL's programs.
+func (s *Servers) Tool(t testing.TB, name string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(filepath.Dir(s.postgres.path), name), args...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+}
+
 // A server is a process that can be started again.
 type server struct {
 	path string

@@ -54,7 +54,13 @@ func (s *Store) checkIndex(ctx context.Context) error {
 
 func (s *Store) strings(ctx context.Context, query string) ([]string, error) {
 	rows, err := s.db.QueryContext(ctx, query)
-	return collect(rows, err, func(r row) (text string, err error) { return text, r.Scan(&text) })
+	return collect(rows, err, scanString)
+}
+
+func scanString(r row) (string, error) {
+	var text string
+	err := r.Scan(&text)
+	return text, err
 }
 
 func (s *Store) checkContent(ctx context.Context) error {

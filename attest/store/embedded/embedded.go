@@ -26,6 +26,22 @@
 // The index carries the number of the last step in migrations that it took;
 // opening the store takes the rest, each in a transaction of its own. An index
 // that is further than the program is refused.
+//
+// # Backup
+//
+//	hallmark-attestd backup DIR
+//
+// copies the store, also while it is served: a snapshot of the index first,
+// then the bundles and records that it speaks of. The copy has the layout
+// above. To restore it, stop the authority, copy DIR to where the store was,
+// as its user's, and run
+//
+//	hallmark-attestd restored
+//	hallmark-attestd check
+//
+// A copy says in its index that it is one, and does not open before restored
+// settled it: see package store. Keys, and the secret of commitments, are not
+// in it; they do not change, and want a backup of their own.
 package embedded
 
 import (
@@ -64,6 +80,17 @@ var _ store.Store = (*Store)(nil)
 // Open opens the store in dir, which it makes if it is not there, and finishes
 // what a crash interrupted.
 func Open(ctx context.Context, dir string) (*Store, error) {
+	s, err := open(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.mustNotBeCopy(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, dir string) (*Store, error) {
 	for _, d := range []string{dir, filepath.Join(dir, "records"), filepath.Join(dir, "content"), filepath.Join(dir, "staged")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("store: %w", err)

@@ -82,7 +82,7 @@ func connect(ctx context.Context, o Options, connections int32, extra map[string
 
 // prepare refuses a database that forgets, and brings its schema up to date.
 // Both happen on a connection without the bounds of a call.
-func (s *Store) prepare(ctx context.Context, o Options) error {
+func prepare(ctx context.Context, o Options, atHome func(context.Context, *pgx.Conn) error) error {
 	cfg, err := config(o, 1, map[string]string{"statement_timeout": "0", "lock_timeout": "0"})
 	if err != nil {
 		return err
@@ -99,7 +99,10 @@ func (s *Store) prepare(ctx context.Context, o Options) error {
 	if commit == "off" || fsync == "off" {
 		return fmt.Errorf("synchronous_commit is %s, fsync is %s: it would acknowledge what it then forgets", commit, fsync)
 	}
-	return migrate(ctx, c)
+	if err := migrate(ctx, c); err != nil {
+		return err
+	}
+	return atHome(ctx, c)
 }
 
 func migrate(ctx context.Context, c *pgx.Conn) error {
@@ -150,6 +153,34 @@ func schemaVersion(ctx context.Context, c *pgx.Conn) (int, error) {
 	var version int
 	err := c.QueryRow(ctx, "SELECT version FROM schema_version").Scan(&version)
 	return version, err
+}
+
+// here names the cluster and the database in it. Neither is in a dump.
+const here = `SELECT system_identifier::text AS cluster, (SELECT oid::text FROM pg_database WHERE datname = current_database()) AS name
+	FROM pg_control_system()`
+
+// mustBeHome refuses a database whose contents come from another one.
+func mustBeHome(ctx context.Context, c *pgx.Conn) error {
+	var home bool
+	if err := c.QueryRow(ctx, "SELECT EXISTS (SELECT cluster, name FROM home INTERSECT "+here+")").Scan(&home); err != nil {
+		return err
+	}
+	if !home {
+		return store.ErrRestored
+	}
+	return nil
+}
+
+func settle(ctx context.Context, c *pgx.Conn, at time.Time) (ended []string, err error) {
+	err = pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "WITH here AS ("+here+") UPDATE home SET cluster = here.cluster, name = here.name FROM here"); err != nil {
+			return err
+		}
+		ended, err = collect(ctx, tx, pgx.RowTo[string],
+			"UPDATE attempts SET state = 'refused', reason = $1, ended = $2 WHERE state = 'open' RETURNING id", store.WasOpen, at)
+		return err
+	})
+	return ended, err
 }
 
 // conn is a connection, of the pool or a lock's.
@@ -211,7 +242,7 @@ func hasCode(err error, codes ...string) bool {
 
 // wrap says where an error comes from, unless it says so itself.
 func wrap(err error) error {
-	if err == nil || errors.Is(err, store.ErrDecided) || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrConflict) {
+	if err == nil || errors.Is(err, store.ErrDecided) || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrRestored) {
 		return err
 	}
 	return fmt.Errorf("store: %w", err)

@@ -57,13 +57,20 @@
 //
 // The dump is a snapshot; bundles are in the bucket before a decision is in the
 // database, and are never changed or removed once it is. So a copy that was
-// begun after the dump has every bundle that the dump names. To restore, fill a
-// new bucket, then load the dump into an empty database, then start replicas.
-// hallmark-attestd check finds what is missing.
+// begun after the dump has every bundle that the dump names. To restore: stop
+// all replicas, fill a new bucket, load the dump into an empty database, and
+// run
 //
-// A restored database is behind by what happened after the dump: an attempt
-// that was closed since is open or signed again. See package store on what that
-// means.
+//	hallmark-attestd restored
+//	hallmark-attestd check
+//
+// The table home says in which cluster and database the schema was made. Loaded
+// into another, it does not fit, and the store is not opened before restored
+// settled it: see package store. The check names bundles that were closed after
+// the dump: they are in the bucket and in the log, and nothing removes them. A
+// cluster that was copied as a whole, or
+// upgraded in place, keeps or changes its name for reasons of its own: run
+// restored if and only if it lacks what was acknowledged, or if it is asked for.
 package fleet
 
 import (
@@ -78,6 +85,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"hallmark.build/attest/internal/private"
 	"hallmark.build/attest/store"
 	"hallmark.build/attest/store/internal/turns"
 )
@@ -103,6 +111,24 @@ type Options struct {
 	Roots     *x509.CertPool // of the object storage's TLS; nil means the system's
 }
 
+// ReadSecrets reads the database's password, if there is a file of it, and the
+// access and secret key of the object storage, on two lines.
+func (o *Options) ReadSecrets(passwordFile, credentialsFile string) error {
+	if passwordFile != "" {
+		lines, err := private.ReadLines(passwordFile, 1)
+		if err != nil {
+			return fmt.Errorf("database password: %w", err)
+		}
+		o.Password = lines[0]
+	}
+	lines, err := private.ReadLines(credentialsFile, 2)
+	if err != nil {
+		return fmt.Errorf("object storage's credentials: %w", err)
+	}
+	o.AccessKey, o.SecretKey = lines[0], lines[1]
+	return nil
+}
+
 // A Store is one replica's view of the fleet's store.
 type Store struct {
 	pool   *pgxpool.Pool
@@ -115,6 +141,26 @@ var _ store.Store = (*Store)(nil)
 
 // Open connects, and brings the schema up to date.
 func Open(ctx context.Context, o Options) (*Store, error) {
+	return open(ctx, o, mustBeHome)
+}
+
+// Restored settles a store that was restored from a backup: attempts that it
+// has as open are refused, and it is at home where it is now. It returns their
+// names.
+func Restored(ctx context.Context, o Options, at time.Time) ([]string, error) {
+	var ended []string
+	s, err := open(ctx, o, func(ctx context.Context, c *pgx.Conn) (err error) {
+		ended, err = settle(ctx, c, at)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ended, s.Close()
+}
+
+// open asks atHome about the database once its schema is up to date.
+func open(ctx context.Context, o Options, atHome func(context.Context, *pgx.Conn) error) (*Store, error) {
 	if err := checkTLS(o); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
@@ -122,15 +168,15 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
+	if err := prepare(ctx, o, atHome); err != nil {
+		return nil, wrap(err)
+	}
 	s := &Store{bucket: b}
 	if s.pool, err = connect(ctx, o, maxConnections, nil); err != nil {
 		return nil, fmt.Errorf("store: database: %w", err)
 	}
 	held := map[string]string{"idle_session_timeout": millis(maxHold)}
-	if s.locks, err = connect(ctx, o, maxLocks, held); err == nil {
-		err = s.prepare(ctx, o)
-	}
-	if err != nil {
+	if s.locks, err = connect(ctx, o, maxLocks, held); err != nil {
 		return nil, errors.Join(fmt.Errorf("store: database: %w", err), s.Close())
 	}
 	return s, nil

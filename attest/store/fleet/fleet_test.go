@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"hallmark.build/attest/store"
@@ -45,3 +46,5 @@ func TestConformance(t *testing.T) {
 		return s, func() { s.Close() }
 	})
 }
+
+func contains(err error, word string) bool { return err != nil && strings.Contains(err.Error(), word) }

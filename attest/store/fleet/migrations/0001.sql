@@ -80,3 +80,9 @@ CREATE TABLE invitations (
 	created  timestamptz NOT NULL,
 	expires  timestamptz NOT NULL
 );
+-- Where the schema was made. A dump that is loaded elsewhere is a copy.
+CREATE TABLE home (
+	cluster text NOT NULL,
+	name    text NOT NULL
+);
+INSERT INTO home SELECT system_identifier::text, (SELECT oid::text FROM pg_database WHERE datname = current_database()) FROM pg_control_system();
