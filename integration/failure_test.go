@@ -3,15 +3,12 @@ package integration
 import (
 	"encoding/json"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"hallmark.build/integration/coordinator"
+	"hallmark.build/integration/harness"
 	"hallmark.build/integration/images"
 	"hallmark.build/integration/world"
 )
@@ -105,37 +102,7 @@ func drive(t *testing.T, change func(map[string]any), call ...string) (output st
 	if err != nil {
 		t.Fatal(err)
 	}
-	return driveBytes(t, text, call...)
-}
-
-func driveBytes(t *testing.T, payload []byte, call ...string) (output string, code int) {
-	t.Helper()
-	dir, err := theWorld.Temp("driver")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	file := filepath.Join(dir, "response.json")
-	if err := os.WriteFile(file, payload, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{dir, file} {
-		if err := os.Chown(name, world.RunnerUID, world.RunnerUID); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.CommandContext(within(t, time.Minute), "/usr/lib/hallmark/hallmark-executor", call...)
-	cmd.Dir = dir
-	cmd.Env = []string{
-		"TMPDIR=" + dir, "BUILD_FAILURE_EXIT_CODE=1", "SYSTEM_FAILURE_EXIT_CODE=2", "JOB_RESPONSE_FILE=" + file,
-		"BUILD_EXIT_CODE_FILE=" + filepath.Join(dir, "build_exit_code"), "HALLMARK_SESSION=" + strings.Repeat("5", 32),
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: &syscall.Credential{Uid: world.RunnerUID, Gid: world.RunnerUID}}
-	out, err := cmd.CombinedOutput()
-	if cmd.ProcessState == nil {
-		t.Fatal(err)
-	}
-	return plain(string(out)), cmd.ProcessState.ExitCode()
+	return harness.Drive(t, text, call...)
 }
 
 func TestPayloadsThatCannotBeTrustedAreRefused(t *testing.T) {
@@ -190,7 +157,7 @@ func TestPayloadsThatCannotBeTrustedAreRefused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for _, call := range [][]string{{"config"}, {"prepare"}} {
-				if out, code := driveBytes(t, c.payload, call...); code != 1 && code != 2 || len(out) > 4096 {
+				if out, code := harness.Drive(t, c.payload, call...); code != 1 && code != 2 || len(out) > 4096 {
 					t.Errorf("%s: exit %d, %d bytes of log", call, code, len(out))
 				}
 			}

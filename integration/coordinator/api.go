@@ -47,11 +47,17 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) {
 func (s *Server) request(w http.ResponseWriter, r *http.Request) {
 	var in struct {
 		Token string `json:"token"`
+		Info  struct {
+			Features map[string]bool `json:"features"`
+		} `json:"info"`
 	}
 	if err := readJSON(r, &in); err != nil {
 		refuse(w, http.StatusBadRequest, err.Error())
 		return
 	}
+	s.mu.Lock()
+	s.features[in.Token] = in.Info.Features
+	s.mu.Unlock()
 	deadline := time.NewTimer(s.opts.LongPoll)
 	defer deadline.Stop()
 	for {

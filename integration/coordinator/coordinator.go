@@ -64,7 +64,8 @@ type Server struct {
 	faults   []*Fault
 	down     bool
 	requests []Request
-	idKey    *rsa.PrivateKey // signs ID tokens
+	features map[string]map[string]bool // by runner token
+	idKey    *rsa.PrivateKey            // signs ID tokens
 }
 
 // New makes a server. Jobs get ids from 4001 on.
@@ -73,7 +74,7 @@ func New(opts Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("coordinator: %w", err)
 	}
-	s := &Server{opts: opts, next: 4001, added: make(chan struct{}), attempts: map[int64]*Attempt{}, idKey: key}
+	s := &Server{opts: opts, next: 4001, added: make(chan struct{}), attempts: map[int64]*Attempt{}, features: map[string]map[string]bool{}, idKey: key}
 	if opts.URL != "" {
 		if err := s.SetURL(opts.URL); err != nil {
 			return nil, err
@@ -185,6 +186,13 @@ func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]Request(nil), s.requests...)
+}
+
+// Features are what a runner said that it can do when it asked for a job.
+func (s *Server) Features(runner string) map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.features[runner]
 }
 
 // newToken makes a job token of the form that GitLab gives out.

@@ -22,7 +22,8 @@ type provenance struct {
 	} `json:"buildDefinition"`
 	RunDetails struct {
 		Builder struct {
-			ID string `json:"id"`
+			ID      string            `json:"id"`
+			Version map[string]string `json:"version"`
 		} `json:"builder"`
 		Metadata struct {
 			InvocationID string    `json:"invocationId"`
