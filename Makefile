@@ -65,7 +65,7 @@ lint:
 # own process does not see into.
 race: deps runtime
 	@$(SETUP)/tools.sh $(CACHE) versitygw cosign rekor-tiles
-	go test -race -timeout 30m $(TESTFLAGS) $$(go list ./... | grep -vE '^hallmark.build/integration(/interop|/sigstore)?$$')
+	go test -race -timeout 30m $(TESTFLAGS) $$(go list ./... | grep -vE '^hallmark.build/integration(/forgery|/interop|/sigstore)?$$')
 
 # Every fuzz target that there is, for a little while each.
 fuzz:
