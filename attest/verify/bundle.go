@@ -13,7 +13,6 @@ import (
 	dssepb "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
 	rekorpb "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"github.com/sigstore/sigstore-go/pkg/bundle"
-	"google.golang.org/protobuf/encoding/protojson"
 )
 
 // Limits of what is read. Depth is limited by maxDepth.
@@ -40,9 +39,9 @@ type bundleText struct {
 }
 
 type materialText struct {
-	Certificate *certificateText  `json:"certificate"`
-	LogEntries  []json.RawMessage `json:"tlogEntries"`
-	Timestamps  *timestampsText   `json:"timestampVerificationData"`
+	Certificate *certificateText `json:"certificate"`
+	LogEntries  []entryText      `json:"tlogEntries"`
+	Timestamps  *timestampsText  `json:"timestampVerificationData"`
 
 	PublicKey json.RawMessage `json:"publicKey"`
 	Chain     json.RawMessage `json:"x509CertificateChain"`
@@ -163,10 +162,10 @@ func (t *bundleText) proto() (*bundlepb.Bundle, error) {
 		}
 	}
 	var entries []*rekorpb.TransparencyLogEntry
-	for i, raw := range t.VerificationMaterial.LogEntries {
-		entry := &rekorpb.TransparencyLogEntry{}
-		if err := protojson.Unmarshal(raw, entry); err != nil {
-			return nil, fmt.Errorf("log entry %d: %w", i, err)
+	for i := range t.VerificationMaterial.LogEntries {
+		entry, err := t.VerificationMaterial.LogEntries[i].proto()
+		if err != nil {
+			return nil, fmt.Errorf("log entry %d %w", i+1, err)
 		}
 		entries = append(entries, entry)
 	}

@@ -44,7 +44,9 @@
 // that differ from the documented ones in case alone, unknown keys in bundle,
 // statement, subject and external parameters; base64 that is not canonical; a
 // key id; a public key or a chain instead of one certificate; not exactly one
-// signature; hex in upper case; a subject with a digest that cannot be
+// signature; a log entry of another kind than hashedrekord 0.0.2, with a time or
+// a promise, or that does not say the same as its proof, its body and its
+// checkpoint; hex in upper case; a subject with a digest that cannot be
 // compared; a subject name twice. Unknown fields elsewhere in the predicate
 // are ignored, as SLSA asks: they can never turn a refusal into an acceptance.
 //

@@ -24,9 +24,7 @@ func TestLog(t *testing.T) {
 		{"logged", func(s verifytest.Signed) []any { return []any{log.Entry(s)} }, Pass},
 		{"in two logs", func(s verifytest.Signed) []any { return []any{log.Entry(s), second.Entry(s)} }, Pass},
 		{"one log counted twice", func(s verifytest.Signed) []any {
-			e := log.Entry(s)
-			e["logIndex"] = "1"
-			return []any{log.Entry(s), e}
+			return []any{log.Entry(s), renumbered(log.Entry(s))}
 		}, Fail},
 		{"one entry twice", func(s verifytest.Signed) []any { return []any{log.Entry(s), log.Entry(s)} }, Fail},
 		{"two keys of one log", func(s verifytest.Signed) []any { return []any{log.Entry(s), rotated.Entry(s)} }, Fail},
@@ -74,11 +72,16 @@ func TestLog(t *testing.T) {
 			e["logIndex"] = "1"
 			return []any{e}
 		}, Fail},
+		{"other index in the proof too", func(s verifytest.Signed) []any { return []any{renumbered(log.Entry(s))} }, Fail},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bundle := a.Bundle(verifytest.Statement(), func(f *verifytest.Forgery) { f.LogEntries = tt.entries })
 			v := artifact(t.Context(), now(), sha256.Sum256(verifytest.Artifact()), "app", [][]byte{bundle}, parsePolicy(t), a.TrustedRoot())
-			if got := status(v, "log"); got != tt.want || v.Verified() != (tt.want != Fail) {
+			got := status(v, "log")
+			if status(v, "bundle") == Fail { // what an entry says is not even of the right form
+				got = Fail
+			}
+			if got != tt.want || v.Verified() != (tt.want != Fail) {
 				t.Errorf("log is %s, verdict %s\n%s", got, v.Outcome(), dump(v))
 			}
 		})
@@ -95,6 +98,13 @@ func TestLog(t *testing.T) {
 			t.Error(dump(v))
 		}
 	})
+}
+
+// renumbered is an entry that says twice that it is another.
+func renumbered(entry map[string]any) map[string]any {
+	entry["logIndex"] = "1"
+	entry["inclusionProof"].(map[string]any)["logIndex"] = "1"
+	return entry
 }
 
 // cosigned adds a signature of somebody else to an entry's checkpoint.

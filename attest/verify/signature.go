@@ -10,13 +10,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 
-	rekorpb "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
-	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore-go/pkg/verify"
 
 	"hallmark.build/attest/policy"
@@ -212,7 +209,7 @@ func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]s
 		if log == nil {
 			return nil, errors.New("an entry is in no trusted log")
 		}
-		if err := checkEntry(entry.TransparencyLogEntry(), log); err != nil {
+		if err := checkOrigin(entry.TransparencyLogEntry(), log); err != nil {
 			return nil, err
 		}
 		open := window{log.ValidityPeriodStart, log.ValidityPeriodEnd}
@@ -229,24 +226,6 @@ func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]s
 		names = append(names, log.BaseURL)
 	}
 	return names, nil
-}
-
-// checkEntry refuses what an entry may carry besides its proof: a time that the
-// log has not signed, and signatures of others before its own, for readers who
-// look at the first alone. Witnesses sign after the log.
-func checkEntry(entry *rekorpb.TransparencyLogEntry, log *root.TransparencyLog) error {
-	if entry.GetIntegratedTime() != 0 && entry.GetInclusionPromise() == nil {
-		return errors.New("an entry has a time that its log has not signed")
-	}
-	u, err := url.Parse(log.BaseURL)
-	if err != nil {
-		return err
-	}
-	_, signatures, _ := strings.Cut(entry.GetInclusionProof().GetCheckpoint().GetEnvelope(), "\n\n")
-	if !strings.HasPrefix(signatures, "— "+u.Hostname()+" ") {
-		return errors.New("somebody else signed the checkpoint before its log")
-	}
-	return nil
 }
 
 // checkSignature verifies the signature with the certificate's key. If all else

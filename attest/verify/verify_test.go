@@ -249,7 +249,7 @@ func TestEachCheckFailsAlone(t *testing.T) {
 		{name: "a million log entries", check: "bundle", detail: "log entries", forge: material(func(m map[string]any) {
 			m["tlogEntries"] = make([]struct{}, 1_000_000)
 		})},
-		{name: "empty log entry", check: "bundle", detail: "nil value", forge: material(func(m map[string]any) { m["tlogEntries"] = []any{map[string]any{}} })},
+		{name: "empty log entry", check: "bundle", detail: "names no log", forge: material(func(m map[string]any) { m["tlogEntries"] = []any{map[string]any{}} })},
 		{name: "too many timestamps", check: "bundle", detail: "9 timestamps", forge: func(f *verifytest.Forgery) {
 			f.Timestamps = func(tok []byte) [][]byte { return slices.Repeat([][]byte{tok}, 9) }
 		}},

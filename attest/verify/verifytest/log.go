@@ -74,7 +74,7 @@ func (l *Log) Entry(s Signed) map[string]any {
 	sig, err := l.key.Sign(rand.Reader, sum[:], crypto.SHA256)
 	l.a.check(err)
 	return map[string]any{
-		"logIndex": "0", "logId": map[string]any{"keyId": b64(id[:])}, "integratedTime": "0",
+		"logIndex": "0", "logId": map[string]any{"keyId": b64(id[:])},
 		"kindVersion": map[string]any{"kind": "hashedrekord", "version": "0.0.2"},
 		"inclusionProof": map[string]any{
 			"logIndex": "0", "treeSize": "1", "rootHash": b64(root[:]), "hashes": []any{},
