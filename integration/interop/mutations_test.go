@@ -177,6 +177,10 @@ func (f *forger) mutations(t *testing.T) []mutation {
 			m["tlogEntries"] = append(m["tlogEntries"].([]any), other)
 		}},
 		{what: "another number of the log entry", bundle: set("7", append(entry, "logIndex")...)},
+		{what: "another number in the log entry's proof", bundle: set("7", append(entry, "inclusionProof", "logIndex")...)},
+		{what: "another tree size in the log entry's proof", bundle: set("7", append(entry, "inclusionProof", "treeSize")...)},
+		{what: "another root in the log entry's proof", bundle: set(strings.Repeat("A", 43)+"=", append(entry, "inclusionProof", "rootHash")...)},
+		{what: "a log entry that calls itself another version", bundle: set("0.0.1", append(entry, "kindVersion", "version")...)},
 		{what: "a log entry with a time that nobody signed", bundle: set(fmt.Sprint(f.at.Unix()), append(entry, "integratedTime")...)},
 		{what: "a log entry of a stranger's log", forge: logged(func(s verifytest.Signed) []any { return []any{stranger.NewLog("log.example.test").Entry(s)} })},
 		{what: "a log entry of another statement", forge: logged(func(s verifytest.Signed) []any {
