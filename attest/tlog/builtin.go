@@ -2,7 +2,6 @@ package tlog
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -104,7 +103,7 @@ func (l *BuiltIn) open(ctx context.Context, o Options) error {
 		return err
 	}
 	l.cleanup = append(l.cleanup, locked.Close)
-	if err := l.openShards(o); err != nil {
+	if l.shards, err = openShards(ctx, o); err != nil {
 		return err
 	}
 	l.active = l.shards[len(l.shards)-1]
@@ -115,7 +114,7 @@ func (l *BuiltIn) open(ctx context.Context, o Options) error {
 	}
 	l.cleanup = append(l.cleanup, h.f.Close)
 	l.guard = &guard{key: o.Key, v: l.active.verifier, tile: l.tiles.tile, history: h}
-	if err := l.checkPublished(); err != nil {
+	if err := l.checkPublished(ctx); err != nil {
 		return err
 	}
 	if o.WitnessPolicy != nil {
@@ -126,38 +125,11 @@ func (l *BuiltIn) open(ctx context.Context, o Options) error {
 	return l.start(ctx)
 }
 
-// openShards reads the list of logs, or begins it.
-func (l *BuiltIn) openShards(o Options) error {
-	der, err := x509.MarshalPKIXPublicKey(o.Key.Public())
-	if err != nil {
-		return fmt.Errorf("key: %w", err)
-	}
-	if l.shards, err = readShards(o.History); err != nil {
-		return err
-	}
-	if l.shards == nil {
-		first, err := newShard(1, o.BaseURL, der, o.now())
-		if err != nil {
-			return err
-		}
-		if _, err := first.tiles(o.Tiles).checkpoint(); !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%w: %s holds a log that %s knows nothing of: restore both or neither", ErrContradiction, o.Tiles, o.History)
-		}
-		l.shards = []shard{first}
-		return writeShards(o.History, l.shards)
-	}
-	if last := l.shards[len(l.shards)-1]; string(last.PublicKey) != string(der) {
-		return fmt.Errorf("%w: the key is not that of log %d, %s: configure the log's own, or begin the next log with `hallmark-attestd log rotate`",
-			ErrContradiction, last.Number, last.Origin)
-	}
-	return nil
-}
-
 // checkPublished compares the tiles' checkpoint with the history, before
 // anything is written.
-func (l *BuiltIn) checkPublished() error {
+func (l *BuiltIn) checkPublished(ctx context.Context) error {
 	last := l.guard.history.last
-	text, err := l.tiles.checkpoint()
+	text, err := l.tiles.checkpoint(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
 		if last.size > 0 {
 			return fmt.Errorf("%w: %s is gone, and had %d entries: restore it", ErrContradiction, l.tiles, last.size)
@@ -318,7 +290,7 @@ func (l *BuiltIn) begin(d *draft) (*place, error) {
 // must have.
 func (l *BuiltIn) await(ctx context.Context, index uint64) (checkpoint, error) {
 	for {
-		cp, err := l.published.read(l.tiles, l.active.verifier)
+		cp, err := l.published.read(ctx, l.tiles, l.active.verifier)
 		if err != nil {
 			return checkpoint{}, err
 		}
@@ -347,13 +319,13 @@ type published struct {
 	cp   checkpoint
 }
 
-func (p *published) read(tiles tileDir, v *verifier) (checkpoint, error) {
+func (p *published) read(ctx context.Context, tiles tileDir, v *verifier) (checkpoint, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if time.Since(p.at) < pollEvery {
 		return p.cp, nil
 	}
-	text, err := tiles.checkpoint()
+	text, err := tiles.checkpoint(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
 		return checkpoint{}, nil // the first one waits for its witnesses
 	}
@@ -371,13 +343,7 @@ func (p *published) read(tiles tileDir, v *verifier) (checkpoint, error) {
 }
 
 // Trusted implements [Log].
-func (l *BuiltIn) Trusted() []*trustpb.TransparencyLogInstance {
-	var out []*trustpb.TransparencyLogInstance
-	for _, s := range l.shards {
-		out = append(out, s.trusted())
-	}
-	return out
-}
+func (l *BuiltIn) Trusted() []*trustpb.TransparencyLogInstance { return trustedShards(l.shards) }
 
 // Close implements [Log].
 func (l *BuiltIn) Close(ctx context.Context) error {

@@ -33,7 +33,7 @@ func (l *BuiltIn) Handler() http.Handler {
 }
 
 func (d tileDir) serve(w http.ResponseWriter, r *http.Request, path string) {
-	checkpoint, err := d.checkpoint()
+	checkpoint, err := d.checkpoint(r.Context())
 	if err != nil {
 		http.Error(w, "no checkpoint", http.StatusServiceUnavailable)
 		return

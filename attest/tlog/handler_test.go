@@ -91,7 +91,7 @@ func FuzzDraft(f *testing.F) {
 func FuzzCheckpoint(f *testing.F) {
 	o := options(f, f.TempDir())
 	l := open(f, o)
-	text, err := l.tiles.checkpoint()
+	text, err := l.tiles.checkpoint(f.Context())
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -3,33 +3,26 @@ package tlog
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
 	"time"
 
 	rekorpb "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
-	"github.com/transparency-dev/tessera/api/layout"
 	"github.com/transparency-dev/tessera/client"
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
 // Limits of an outside Rekor. A proof is 2 kB, a tile 8 kB.
 const (
-	maxAnswer    = 1 << 20
-	rekorTimeout = 20 * time.Second // of one request
-	rekorTries   = 6
-	firstPause   = 250 * time.Millisecond // between tries, doubled each time
+	maxAnswer  = 1 << 20
+	rekorTries = 6
+	firstPause = 250 * time.Millisecond // between tries, doubled each time
 )
 
 // RekorOptions say where a Rekor is and what it is believed.
@@ -44,6 +37,7 @@ type RekorOptions struct {
 type Rekor struct {
 	url     *url.URL
 	http    *http.Client
+	tiles   webTiles // beside the API
 	trusted []*trustpb.TransparencyLogInstance
 	logs    map[string]rekorLog // by the whole key id
 	now     func() time.Time
@@ -79,13 +73,8 @@ func NewRekor(o RekorOptions) (*Rekor, error) {
 	if len(r.logs) == 0 {
 		return nil, errors.New("tlog: the trusted root names no log whose key is Ed25519 or ECDSA P-256")
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = &tls.Config{RootCAs: o.Roots, MinVersion: tls.VersionTLS12}
-	transport.MaxIdleConnsPerHost = 64
-	r.http = &http.Client{
-		Transport: transport, Timeout: rekorTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	r.http = newClient(o.Roots)
+	r.tiles = webTiles{r.http, o.URL.JoinPath("api/v2")}
 	return r, nil
 }
 
@@ -180,7 +169,7 @@ func (r *Rekor) upload(ctx context.Context, d *draft, request []byte) (*rekorpb.
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	res, body, err := r.do(req)
+	res, body, err := do(r.http, req, maxAnswer)
 	if err != nil {
 		return nil, err
 	}
@@ -193,23 +182,6 @@ func (r *Rekor) upload(ctx context.Context, d *draft, request []byte) (*rekorpb.
 		return nil, &tryAgainError{fmt.Errorf("status %d: %.200q", res.StatusCode, body)}
 	}
 	return nil, fmt.Errorf("status %d: %.200q", res.StatusCode, body)
-}
-
-// do sends a request and reads the whole answer.
-func (r *Rekor) do(req *http.Request) (*http.Response, []byte, error) {
-	res, err := r.http.Do(req)
-	if err != nil {
-		return nil, nil, &tryAgainError{err}
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
-	if err != nil {
-		return nil, nil, &tryAgainError{err}
-	}
-	if len(body) > maxAnswer {
-		return nil, nil, fmt.Errorf("%w: answers more than %d bytes", ErrContradiction, maxAnswer)
-	}
-	return res, body, nil
 }
 
 // parseAnswer reads a TransparencyLogEntry. What it has besides is not used.
@@ -227,7 +199,7 @@ func (r *Rekor) existing(ctx context.Context, d *draft, at string) (*rekorpb.Tra
 	if err != nil {
 		return nil, fmt.Errorf("%w: has the entry already, at no index: %.40q", ErrContradiction, at)
 	}
-	text, err := r.get(ctx, layout.CheckpointPath)
+	text, err := r.tiles.checkpoint(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("has the entry already, at %d: %w", index, err)
 	}
@@ -238,7 +210,7 @@ func (r *Rekor) existing(ctx context.Context, d *draft, at string) (*rekorpb.Tra
 	if cp.size <= index {
 		return nil, &tryAgainError{fmt.Errorf("has the entry already, at %d, and publishes %d", index, cp.size)}
 	}
-	builder, err := client.NewProofBuilder(ctx, cp.size, r.tile)
+	builder, err := client.NewProofBuilder(ctx, cp.size, r.tiles.tile)
 	if err != nil {
 		return nil, err
 	}
@@ -257,31 +229,4 @@ func (r *Rekor) openCheckpoint(text []byte) (rekorLog, checkpoint, error) {
 		}
 	}
 	return rekorLog{}, checkpoint{}, fmt.Errorf("%w: its checkpoint is of no log of the trusted root", ErrContradiction)
-}
-
-func (r *Rekor) tile(ctx context.Context, level, index uint64, partial uint8) ([]byte, error) {
-	data, err := r.get(ctx, layout.TilePath(level, index, partial))
-	if errors.Is(err, fs.ErrNotExist) && partial > 0 {
-		return r.get(ctx, layout.TilePath(level, index, 0))
-	}
-	return data, err
-}
-
-// get reads one of the files that a Rekor has served beside its API.
-func (r *Rekor) get(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url.JoinPath("api/v2", path).String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	res, body, err := r.do(req)
-	if err != nil {
-		return nil, err
-	}
-	switch res.StatusCode {
-	case http.StatusOK:
-		return body, nil
-	case http.StatusNotFound:
-		return nil, fmt.Errorf("%s: %w", path, fs.ErrNotExist)
-	}
-	return nil, fmt.Errorf("%s: status %s", path, strconv.Itoa(res.StatusCode)+" "+strings.TrimSpace(string(first(body, 200))))
 }

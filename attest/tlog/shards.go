@@ -2,6 +2,7 @@ package tlog
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -163,27 +164,90 @@ func lock(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// Number is that of the log which is written to, 1 before the first use.
+// Trusted is what a trusted root must say of the logs in a history, also while a
+// process has them open. It names the first log if there is none yet.
+func Trusted(ctx context.Context, o Options) ([]*trustpb.TransparencyLogInstance, error) {
+	shards, err := readShards(o.History)
+	if err == nil && shards == nil {
+		shards, err = firstShard(ctx, o)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tlog: %w", err)
+	}
+	return trustedShards(shards), nil
+}
+
+func firstShard(ctx context.Context, o Options) ([]shard, error) {
+	if err := private.Dir(o.History); err != nil {
+		return nil, err
+	}
+	l, err := lock(o.History)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	return openShards(ctx, o)
+}
+
+func trustedShards(shards []shard) []*trustpb.TransparencyLogInstance {
+	out := make([]*trustpb.TransparencyLogInstance, len(shards))
+	for i, s := range shards {
+		out[i] = s.trusted()
+	}
+	return out
+}
+
+// openShards reads the list of logs, or begins it. The caller has the lock.
+func openShards(ctx context.Context, o Options) ([]shard, error) {
+	der, err := x509.MarshalPKIXPublicKey(o.Key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	shards, err := readShards(o.History)
+	if err != nil {
+		return nil, err
+	}
+	if shards == nil {
+		first, err := newShard(1, o.BaseURL, der, o.now())
+		if err != nil {
+			return nil, err
+		}
+		if _, err := first.tiles(o.Tiles).checkpoint(ctx); !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %s holds a log that %s knows nothing of: restore both or neither", ErrContradiction, o.Tiles, o.History)
+		}
+		shards = []shard{first}
+		return shards, writeShards(o.History, shards)
+	}
+	if last := shards[len(shards)-1]; !bytes.Equal(last.PublicKey, der) {
+		return nil, fmt.Errorf("%w: the key is not that of log %d, %s: configure the log's own, or begin the next log with `hallmark-attestd log rotate`",
+			ErrContradiction, last.Number, last.Origin)
+	}
+	return shards, nil
+}
+
+// Latest is the checkpoint that the log has published last.
+func Latest(ctx context.Context, o Options) ([]byte, error) {
+	shards, err := readShards(o.History)
+	if err != nil {
+		return nil, fmt.Errorf("tlog: %w", err)
+	}
+	if shards == nil {
+		return nil, fmt.Errorf("tlog: %s: there is no log yet", o.History)
+	}
+	text, err := shards[len(shards)-1].tiles(o.Tiles).checkpoint(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("tlog: %w", err)
+	}
+	return text, nil
+}
+
+// Number is that of the log which is written to, 0 before the first use.
 func Number(history string) (int, error) {
 	shards, err := readShards(history)
 	if err != nil {
 		return 0, fmt.Errorf("tlog: %w", err)
 	}
-	return max(1, len(shards)), nil
-}
-
-// TrustedLogs is what [BuiltIn.Trusted] says, of a log that another process may
-// have open. It is empty before the first use.
-func TrustedLogs(history string) ([]*trustpb.TransparencyLogInstance, error) {
-	shards, err := readShards(history)
-	if err != nil {
-		return nil, fmt.Errorf("tlog: %w", err)
-	}
-	var out []*trustpb.TransparencyLogInstance
-	for _, s := range shards {
-		out = append(out, s.trusted())
-	}
-	return out, nil
+	return len(shards), nil
 }
 
 // Rotate ends the log and begins the next, with a key of its own. No process may

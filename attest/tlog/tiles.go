@@ -19,7 +19,7 @@ import (
 // tileDir is the directory of a log, to be read.
 type tileDir string
 
-func (d tileDir) checkpoint() ([]byte, error) {
+func (d tileDir) checkpoint(context.Context) ([]byte, error) {
 	return os.ReadFile(filepath.Join(string(d), layout.CheckpointPath))
 }
 

@@ -159,7 +159,7 @@ func TestWitnesses(t *testing.T) {
 	if _, err := l.Enter(ctx, all[2]); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "witnesses") {
 		t.Errorf("without the quorum: %v", err)
 	}
-	published, err := l.tiles.checkpoint()
+	published, err := l.tiles.checkpoint(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

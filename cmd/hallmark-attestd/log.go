@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -16,9 +19,243 @@ import (
 
 	"hallmark.build/attest/sign"
 	"hallmark.build/attest/sign/key"
+	"hallmark.build/attest/store/embedded"
+	"hallmark.build/attest/store/fleet"
 	"hallmark.build/attest/tlog"
 	"hallmark.build/config"
 )
+
+const logUsage = `usage: hallmark-attestd log verify [-config FILE] [-json]
+       hallmark-attestd log verify -url URL -trusted-root FILE [-since FILE] [-json]
+       hallmark-attestd log checkpoint [-config FILE]
+       hallmark-attestd log rotate [-config FILE]`
+
+// logCommand looks after the transparency log. verify and checkpoint work while
+// the daemon runs.
+func logCommand(ctx context.Context, in invocation) error {
+	action := ""
+	if len(in.args) > 0 {
+		action, in.args = in.args[0], in.args[1:]
+	}
+	in.command += " " + action
+	var err error
+	switch action {
+	case "verify":
+		err = verifyLog(ctx, in)
+	case "checkpoint":
+		err = printCheckpoint(ctx, in)
+	case "rotate":
+		err = rotateLog(ctx, in)
+	default:
+		err = &usageError{msg: fmt.Sprintf("log %q: unknown", action)}
+	}
+	if wrong, ok := errors.AsType[*usageError](err); ok {
+		wrong.usage = logUsage
+	}
+	return err
+}
+
+// verifyLog proves the log.
+func verifyLog(ctx context.Context, in invocation) error {
+	var (
+		asJSON             bool
+		at, trusted, since string
+	)
+	file, _, err := in.parse(0, func(f *flag.FlagSet) {
+		f.BoolVar(&asJSON, "json", false, "")
+		f.StringVar(&at, "url", "", "")
+		f.StringVar(&trusted, "trusted-root", "", "")
+		f.StringVar(&since, "since", "", "")
+	})
+	if err != nil {
+		return err
+	}
+	var r *tlog.Report
+	switch {
+	case at == "" && trusted == "" && since == "":
+		r, err = auditOwn(ctx, file)
+	case at == "" || trusted == "":
+		return &usageError{msg: "log verify: -url and -trusted-root belong together"}
+	default:
+		r, err = auditURL(ctx, at, trusted, since)
+	}
+	if err != nil {
+		return err
+	}
+	if err := printReport(in, r, asJSON); err != nil {
+		return err
+	}
+	if !r.Proven() {
+		return &refutedError{fmt.Sprintf("the log is not proven: problems found: %d", len(r.Problems))}
+	}
+	return nil
+}
+
+func printReport(in invocation, r *tlog.Report, asJSON bool) error {
+	if asJSON {
+		text, err := json.Marshal(r)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(in.stdout, "%s\n", text)
+		return err
+	}
+	for _, l := range r.Logs {
+		fmt.Fprintf(in.stdout, "log %d %s: %d entries, %d checkpoints, root %s\n", l.Number, l.Origin, l.Entries, l.Checkpoints, l.Root)
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintf(in.stdout, "problem: %s\n", p)
+	}
+	if r.Proven() {
+		fmt.Fprintf(in.stdout, "proven; bundles with their entry: %d\n", r.Bundles)
+	}
+	return nil
+}
+
+func auditOwn(ctx context.Context, file string) (*tlog.Report, error) {
+	cfg, err := config.LoadAttestd(file)
+	if err != nil {
+		return nil, err
+	}
+	o := logPlaces(cfg)
+	if cfg.Log.WitnessPolicy != "" {
+		if o.WitnessPolicy, err = os.ReadFile(cfg.Log.WitnessPolicy); err != nil {
+			return nil, fmt.Errorf("log.witness_policy: %w", err)
+		}
+	}
+	return tlog.Audit(ctx, o, func(ctx context.Context, each func(string, []byte) error) error { return eachBundle(ctx, cfg, each) })
+}
+
+// eachBundle reads the store without keeping the daemon from it.
+func eachBundle(ctx context.Context, cfg config.Attestd, each func(digest string, bundle []byte) error) error {
+	if cfg.Store.Database == "" {
+		return embedded.EachBundle(ctx, storeDir(cfg), each)
+	}
+	o, err := fleetOptions(cfg)
+	if err != nil {
+		return err
+	}
+	s, err := fleet.Open(ctx, o)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.EachBundle(ctx, each), s.Close())
+}
+
+func auditURL(ctx context.Context, at, trusted, since string) (*tlog.Report, error) {
+	u, err := url.Parse(at)
+	if err != nil || u.Host == "" {
+		return nil, &usageError{msg: fmt.Sprintf("log verify: -url %q: not a URL", at)}
+	}
+	root, err := readTrustedRoot(trusted)
+	if err != nil {
+		return nil, err
+	}
+	var earlier []byte
+	if since != "" {
+		if earlier, err = os.ReadFile(since); err != nil {
+			return nil, err
+		}
+	}
+	return tlog.AuditURL(ctx, u, root, earlier)
+}
+
+// printCheckpoint prints what the log has published last.
+func printCheckpoint(ctx context.Context, in invocation) error {
+	file, _, err := in.parse(0, nil)
+	if err != nil {
+		return err
+	}
+	cfg, err := config.LoadAttestd(file)
+	if err != nil {
+		return err
+	}
+	text, err := tlog.Latest(ctx, logPlaces(cfg))
+	if err != nil {
+		return err
+	}
+	_, err = in.stdout.Write(text)
+	return err
+}
+
+// rotateLog begins the next log. A key that signs no more is destroyed.
+func rotateLog(ctx context.Context, in invocation) error {
+	file, _, err := in.parse(0, nil)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(refuseRoot(), hide()); err != nil {
+		return err
+	}
+	cfg, err := config.LoadAttestd(file)
+	if err != nil {
+		return err
+	}
+	o, closeKey, err := logOptions(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer closeKey()
+	number, err := tlog.Number(o.History)
+	if err != nil {
+		return err
+	}
+	if cfg.Keys.Log == "" {
+		if o.Key, err = tlog.FileKey(logKeyFile(cfg, number+1)); err != nil {
+			return err
+		}
+	}
+	if err := tlog.Rotate(o); err != nil {
+		return err
+	}
+	if err := os.Remove(logKeyFile(cfg, number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	fmt.Fprintf(in.stdout, "log %d ended, log %d begins\n", number, number+1)
+	fmt.Fprintln(in.stderr, "hint: give the new trusted root to whoever verifies: hallmark-attestd trusted-root")
+	return nil
+}
+
+// trustedLogs are what the trusted root says of logs: of those that the authority
+// keeps or kept itself, and of an outside one that it uses.
+func trustedLogs(ctx context.Context, cfg config.Attestd) ([]*trustpb.TransparencyLogInstance, error) {
+	o, closeKey := logPlaces(cfg), func() error { return nil }
+	number, err := tlog.Number(o.History)
+	if err == nil && number == 0 && cfg.Log.Kind == config.LogBuiltIn {
+		o, closeKey, err = logOptions(ctx, cfg) // the first log begins here
+		number = 1
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer closeKey()
+	var logs []*trustpb.TransparencyLogInstance
+	if number > 0 {
+		if logs, err = tlog.Trusted(ctx, o); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Log.Kind == config.LogRekor {
+		root, err := readTrustedRoot(cfg.TrustedRoot)
+		if err != nil {
+			return nil, err
+		}
+		logs = append(logs, root.GetTlogs()...)
+	}
+	return logs, nil
+}
+
+func readTrustedRoot(file string) (*trustpb.TrustedRoot, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("trusted root: %w", err)
+	}
+	root, err := sign.ParseTrustedRoot(text)
+	if err != nil {
+		return nil, fmt.Errorf("trusted root: %s: %w", file, err)
+	}
+	return root, nil
+}
 
 // An openLog is the transparency log of a configuration.
 type openLog struct {
@@ -68,13 +305,9 @@ func newRekor(cfg config.Attestd) (*openLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := os.ReadFile(cfg.TrustedRoot)
+	trusted, err := readTrustedRoot(cfg.TrustedRoot)
 	if err != nil {
-		return nil, fmt.Errorf("trusted_root: %w", err)
-	}
-	trusted, err := sign.ParseTrustedRoot(text)
-	if err != nil {
-		return nil, fmt.Errorf("trusted_root: %s: %w", cfg.TrustedRoot, err)
+		return nil, err
 	}
 	r, err := tlog.NewRekor(tlog.RekorOptions{URL: u, Roots: roots, Trusted: trusted})
 	if err != nil {
@@ -113,24 +346,8 @@ func logOptions(ctx context.Context, cfg config.Attestd) (o tlog.Options, closeK
 	if err != nil {
 		return o, nil, err
 	}
-	o.Key, err = tlog.FileKey(logKeyFile(cfg, number))
+	o.Key, err = tlog.FileKey(logKeyFile(cfg, max(1, number)))
 	return o, func() error { return nil }, err
-}
-
-// trustedLogs is what readers must be given to believe the log. The daemon may
-// have it open meanwhile; before the first use it is made.
-func trustedLogs(ctx context.Context, cfg config.Attestd) ([]*trustpb.TransparencyLogInstance, error) {
-	if cfg.Log.Kind == config.LogBuiltIn {
-		known, err := tlog.TrustedLogs(logPlaces(cfg).History)
-		if err != nil || len(known) > 0 {
-			return known, err
-		}
-	}
-	l, err := newLog(ctx, cfg, slog.New(slog.DiscardHandler))
-	if err != nil || l == nil {
-		return nil, err
-	}
-	return l.Trusted(), l.Close(ctx)
 }
 
 func logPlaces(cfg config.Attestd) tlog.Options {

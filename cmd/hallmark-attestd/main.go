@@ -8,11 +8,12 @@
 //	hallmark-attestd backup [-config FILE] DIR     copy the embedded store, also while it is served
 //	hallmark-attestd restored [-config FILE]       make a restored store fit to serve
 //	hallmark-attestd check [-config FILE]          look through the whole store
+//	hallmark-attestd log verify|checkpoint|rotate  prove the transparency log, or begin the next
 //	hallmark-attestd version                       print the version
 //
 // It runs as a user of its own, who owns its state directory, and never as
 // root; enrol and hosts speak to it over its socket, as that user or as root.
-// Exit codes: 0 done, 1 failure, 2 wrong usage.
+// Exit codes: 0 done, 1 failure, 2 wrong usage, 3 what was to be proven is not so.
 package main
 
 import (
@@ -36,7 +37,7 @@ var version = "devel"
 
 const defaultConfig = "/etc/hallmark/attestd.toml"
 
-const usage = "usage: hallmark-attestd [serve | enrol | hosts | trusted-root | keys | backup | restored | check | version] [-config FILE]"
+const usage = "usage: hallmark-attestd [serve | enrol | hosts | trusted-root | keys | backup | restored | check | log | version] [-config FILE]"
 
 // A subcommand gets what follows its name.
 type subcommand func(ctx context.Context, in invocation) error
@@ -51,6 +52,7 @@ func commands() map[string]subcommand {
 		"backup":       backupCommand,
 		"restored":     restoredCommand,
 		"check":        checkCommand,
+		"log":          logCommand,
 		"version":      versionCommand,
 	}
 }
@@ -113,10 +115,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	if err != nil {
 		report(stderr, err)
+		if _, ok := errors.AsType[*refutedError](err); ok {
+			return 3
+		}
 		return 1
 	}
 	return 0
 }
+
+// A refutedError means that evidence contradicts what was to be proven.
+type refutedError struct{ msg string }
+
+func (e *refutedError) Error() string { return e.msg }
 
 func serveCommand(ctx context.Context, in invocation) error {
 	file, _, err := in.parse(0, nil)

@@ -78,6 +78,9 @@ func TestScripts(t *testing.T) {
 			"start":    start,
 			"stop":     stopDaemon,
 			"kill":     killDaemon,
+			"code":     code,
+			"auditurl": auditURLOfDaemon,
+			"spoil":    spoil,
 			"get":      get,
 			"job":      job,
 			"hostjob":  hostJob,
@@ -124,6 +127,29 @@ func attestd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg != (err != nil) {
 		ts.Fatalf("hallmark-attestd: %v", err)
 	}
+}
+
+// code runs the program to its end and wants an exit code: code N ARG...
+func code(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := command(ts, args[1:]...)
+	cmd.Stdout, cmd.Stderr = ts.Stdout(), ts.Stderr()
+	err := cmd.Run()
+	if got := strconv.Itoa(cmd.ProcessState.ExitCode()); got != args[0] {
+		ts.Fatalf("hallmark-attestd: exit code %s, want %s: %v", got, args[0], err)
+	}
+}
+
+// auditURLOfDaemon proves the log from what the daemon serves: auditurl ROOT SINCE.
+func auditURLOfDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	attestd(ts, neg, []string{"log", "verify", "-url", "http://" + theDaemon(ts).http + "/log", "-trusted-root", args[0], "-since", args[1]})
+}
+
+// spoil changes a byte in the middle of a file.
+func spoil(ts *testscript.TestScript, _ bool, args []string) {
+	data, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	data[len(data)/2] ^= 1
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data, 0o600))
 }
 
 type daemonKey struct{}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
@@ -148,4 +149,22 @@ func (s *Store) HasBundle(ctx context.Context, digest string) (bool, error) {
 		return c.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM bundles WHERE sha256 = $1)", store.Text(digest)).Scan(&has)
 	})
 	return has, err
+}
+
+// EachBundle calls each with every decided bundle. It verifies what it reads.
+func (s *Store) EachBundle(ctx context.Context, each func(digest string, bundle []byte) error) error {
+	decided, err := list(ctx, s, pgx.RowTo[string], "SELECT sha256 FROM bundles ORDER BY sha256")
+	if err != nil {
+		return err
+	}
+	for _, digest := range decided {
+		data, err := s.Content(ctx, digest)
+		if err != nil {
+			return err
+		}
+		if err := each(digest, data); err != nil {
+			return err
+		}
+	}
+	return nil
 }
