@@ -63,9 +63,9 @@ func TestFindTheSigningKey(t *testing.T) {
 		`find / '(' -path /proc -o -path /sys -o -path /dev -o -path /usr -o -path /var/lib/dpkg ')' -prune -o -type f -size -64k -exec sha256sum '{}' + 2>/dev/null | grep -F "$DIGESTS" | sed 's/^/FOUND /' || true`,
 		`find / '(' -path /proc -o -path /sys -o -path /usr ')' -prune -o '(' -name '*attestd*' -o -name '*.sock' -o -type s ')' -print 2>/dev/null | sed 's/^/FOUND /'`,
 		`grep -rl 'PRIVATE KEY' /etc /root /home /run /tmp /builds /cache /hallmark 2>/dev/null | sed 's/^/FOUND /' || true`,
-		`cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | grep -i -e attestd -e sandboxd | sed 's/^/FOUND /' || true`,
-		`grep -e attestd /proc/self/mountinfo /proc/net/unix /proc/self/cgroup | sed 's/^/FOUND /' || true`,
-		`ls -l /proc/[0-9]*/fd 2>/dev/null | grep -e attestd -e containerd | sed 's/^/FOUND /' || true`,
+		`cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | grep -i -e '[a]ttestd' -e '[s]andboxd' | sed 's/^/FOUND /' || true`,
+		`grep -e '[a]ttestd' /proc/self/mountinfo /proc/net/unix /proc/self/cgroup | sed 's/^/FOUND /' || true`,
+		`ls -l /proc/[0-9]*/fd 2>/dev/null | grep -e '[a]ttestd' -e '[c]ontainerd' | sed 's/^/FOUND /' || true`,
 		`echo looked everywhere in $PLACE`,
 	}
 	job := harness.Hermetic(append([]string{"PLACE=script"}, look...)...)

@@ -213,3 +213,80 @@ func TestReplayAJobsPayload(t *testing.T) {
 		t.Error("the job has another bundle now")
 	}
 }
+
+// Cases 8, 36, 37 and 38. Parts of true bundles, put together otherwise: proof,
+// time and certificate of another signature, things left out, hints, things
+// twice. Whoever reads more leniently than the standard has it is fooled.
+func TestMixTheBundles(t *testing.T) {
+	t.Parallel()
+	b, other := build(t, harness.Hermetic("echo one > out.txt")), build(t, harness.Hermetic("echo other > out.txt"))
+	type object = map[string]any
+	var foreign object
+	if err := json.Unmarshal(other.attestation.Bundle, &foreign); err != nil {
+		t.Fatal(err)
+	}
+	in := func(bundle object, path ...string) object {
+		for _, key := range path {
+			bundle = bundle[key].(object)
+		}
+		return bundle
+	}
+	const material, envelope = "verificationMaterial", "dsseEnvelope"
+	signature := func(bundle object) object { return in(bundle, envelope)["signatures"].([]any)[0].(object) }
+	for name, change := range map[string]func(object){
+		"proof of another statement": func(o object) { in(o, material)["tlogEntries"] = in(foreign, material)["tlogEntries"] },
+		"no proof":                   func(o object) { delete(in(o, material), "tlogEntries") },
+		"the proof twice": func(o object) {
+			m := in(o, material)
+			e := m["tlogEntries"].([]any)
+			m["tlogEntries"] = append(e, e...)
+		},
+		"a proof and another's": func(o object) {
+			m := in(o, material)
+			m["tlogEntries"] = append(m["tlogEntries"].([]any), in(foreign, material)["tlogEntries"].([]any)...)
+		},
+		"a proof without its checkpoint": func(o object) { delete(in(o, material)["tlogEntries"].([]any)[0].(object), "inclusionProof") },
+		"time of another signature": func(o object) {
+			in(o, material)["timestampVerificationData"] = in(foreign, material)["timestampVerificationData"]
+		},
+		"no time":                func(o object) { delete(in(o, material), "timestampVerificationData") },
+		"certificate of another": func(o object) { in(o, material)["certificate"] = in(foreign, material)["certificate"] },
+		"signature of another":   func(o object) { signature(o)["sig"] = signature(foreign)["sig"] },
+		"statement of another":   func(o object) { in(o, envelope)["payload"] = in(foreign, envelope)["payload"] },
+		"a hint at another key":  func(o object) { signature(o)["keyid"] = "another" },
+		"two signatures": func(o object) {
+			e := in(o, envelope)
+			e["signatures"] = append(e["signatures"].([]any), signature(foreign))
+		},
+		"a key beside the certificate": func(o object) { in(o, material)["publicKey"] = object{"hint": "another"} },
+	} {
+		var bundle object
+		if err := json.Unmarshal(b.attestation.Bundle, &bundle); err != nil {
+			t.Fatal(err)
+		}
+		change(bundle)
+		data, err := json.Marshal(bundle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, code := b.verify(t, harness.Keep(t, "mixed.json", data), b.root, b.policy); code == 0 {
+			t.Errorf("%s: accepted\n%s", name, out)
+		}
+	}
+	for name, data := range map[string]string{
+		"another's key first":    strings.Replace(string(b.attestation.Bundle), "{", `{"mediaType":"x",`, 1),
+		"two documents":          string(b.attestation.Bundle) + string(other.attestation.Bundle),
+		"a hundred thousand [":   strings.Repeat("[", 100_000),
+		"compressed":             "\x1f\x8b\x08\x00" + string(b.attestation.Bundle),
+		"nothing":                "",
+		"half":                   string(b.attestation.Bundle[:len(b.attestation.Bundle)/2]),
+		"the statement unsigned": b.attestation.Statement.Raw,
+	} {
+		if out, code := b.verify(t, harness.Keep(t, "odd.json", []byte(data)), b.root, b.policy); code == 0 {
+			t.Errorf("%s: accepted\n%s", name, out)
+		}
+	}
+	if out, code := b.verify(t, b.bundle, b.root, b.policy); code != 0 {
+		t.Errorf("the bundle itself: exit %d\n%s", code, out)
+	}
+}
