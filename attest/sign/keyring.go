@@ -122,8 +122,10 @@ func readKeyring(dir string) ([]Generation, error) {
 }
 
 // change lets one process at a time change the keyring: edit gets what is there
-// and answers what shall be. Readers see one or the other, and never wait.
-func change(dir string, now time.Time, edit func([]Generation) ([]Generation, error)) error {
+// and answers what shall be. Readers see one or the other, and never wait. The
+// time is taken when it is our turn, so that it is not before the last change.
+func change(o Options, edit func(all []Generation, now time.Time) ([]Generation, error)) error {
+	dir := o.Dir
 	unlock, err := lock(dir)
 	if err != nil {
 		return err
@@ -133,7 +135,8 @@ func change(dir string, now time.Time, edit func([]Generation) ([]Generation, er
 	if err != nil {
 		return err
 	}
-	if all, err = edit(all); err != nil {
+	now := o.Now().UTC()
+	if all, err = edit(all, now); err != nil {
 		return err
 	}
 	if len(all) > maxGenerations {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"hallmark.build/attest/sign"
+	"hallmark.build/attest/sign/key"
 )
 
 // keyFile is the private key of a role.
@@ -157,4 +158,18 @@ func TestAnotherKeyInPlace(t *testing.T) {
 	if err := reopen(t, dir); err == nil || !strings.Contains(err.Error(), "another key is where it was") {
 		t.Errorf("%v", err)
 	}
+}
+
+// keyURI makes a key outside of the keyring.
+func keyURI(t testing.TB) string {
+	t.Helper()
+	_, data, err := key.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(t.TempDir(), "key.pem")
+	if err := os.WriteFile(name, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return key.FileURI(name)
 }

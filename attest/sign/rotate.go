@@ -40,8 +40,8 @@ func Rotate(ctx context.Context, o Options, role Role, after time.Duration) (Gen
 		return Generation{}, fmt.Errorf("sign: %w", err)
 	}
 	var made Generation
-	now := o.Now().UTC()
-	err = change(o.Dir, now, func(all []Generation) ([]Generation, error) {
+	err = change(o, func(all []Generation, now time.Time) ([]Generation, error) {
+		var err error
 		if made, err = addGeneration(ctx, o.Dir, role, o.uri(role), now.Add(after)); err != nil {
 			return nil, err
 		}
@@ -82,11 +82,10 @@ func Revoke(o Options, id string, lost time.Time) (Generation, error) {
 		return Generation{}, fmt.Errorf("sign: %w", err)
 	}
 	var revoked Generation
-	now := o.Now().UTC()
-	if lost.After(now) {
-		return Generation{}, fmt.Errorf("sign: revoke: %s is yet to come", lost.Format(time.RFC3339))
-	}
-	err = change(o.Dir, now, func(all []Generation) ([]Generation, error) {
+	err = change(o, func(all []Generation, now time.Time) ([]Generation, error) {
+		if lost.After(now) {
+			return nil, fmt.Errorf("%s is yet to come", lost.Format(time.RFC3339))
+		}
 		i := slices.IndexFunc(all, func(g Generation) bool { return g.ID == id })
 		if i < 0 {
 			return nil, fmt.Errorf("%q is not in the keyring", id)
@@ -137,8 +136,7 @@ func ensure(ctx context.Context, o Options) error {
 var errThere = errors.New("another process was faster")
 
 func first(ctx context.Context, o Options, role Role) error {
-	now := o.Now().UTC()
-	err := change(o.Dir, now, func(all []Generation) ([]Generation, error) {
+	err := change(o, func(all []Generation, now time.Time) ([]Generation, error) {
 		if hasRole(all, role) {
 			return nil, errThere
 		}

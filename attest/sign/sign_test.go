@@ -89,6 +89,10 @@ func check(s *sign.Signer, bundleJSON []byte, builder, issuer string, content st
 	if err != nil {
 		return err
 	}
+	return checkRoot(rootJSON, bundleJSON, builder, issuer, content)
+}
+
+func checkRoot(rootJSON, bundleJSON []byte, builder, issuer, content string) error {
 	trusted, err := root.NewTrustedRootFromJSON(rootJSON)
 	if err != nil {
 		return fmt.Errorf("trusted root: %w", err)
