@@ -42,6 +42,39 @@ func TestFetchSourcesFromElsewhere(t *testing.T) {
 	harness.Unattested(t, r)
 }
 
+// Case 13, and better than it: a hook has git fetch another branch of the job's
+// own repository, whose content the build then reads. The border reads what git
+// asks for, so that it is a dependency beside the commit; what only a server that
+// hands out files would tell is refused.
+func TestBuildFromAnotherBranch(t *testing.T) {
+	t.Parallel()
+	if _, err := theWorld.Publish("group/branches", "main", map[string]string{"README": "main\n"}); err != nil {
+		t.Fatal(err)
+	}
+	other, err := theWorld.Publish("group/branches", "unreviewed", map[string]string{"evil": "unreviewed\n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	job := keeps(harness.Hermetic("cat ../branches.tmp/evil > out.txt"), "out.txt")
+	job.Project, job.ProjectID = "group/branches", 83
+	job.Hooks = []coordinator.Hook{{Name: "post_get_sources_script", Script: []string{
+		"git -c protocol.version=0 fetch -q origin unreviewed", "git show FETCH_HEAD:evil > ../branches.tmp/evil",
+		"GIT_SMART_HTTP=0 git ls-remote origin && echo 'dumb protocol: ESCAPE: it was served' || true",
+	}}}
+	r := begin(t, job)
+	succeeded(t, r)
+	noEscape(t, r)
+	if got := exactly(t, r)["out.txt"]; got != "unreviewed\n" {
+		t.Fatalf("out.txt holds %q: the attack did not work", got)
+	}
+	for _, d := range predicate(t, harness.Attested(t, r)).BuildDefinition.Dependencies {
+		if strings.Contains(fmt.Sprint(d["annotations"]), other) {
+			return
+		}
+	}
+	t.Errorf("commit %s is no dependency", other)
+}
+
 // Case 30. What differs between hosts and days and could steer a build: the job
 // has none of the host's devices, names, settings and sockets.
 func TestUseAnInputThatNobodyRecords(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -128,4 +129,37 @@ func TestTalkToTheAuthority(t *testing.T) {
 			harness.Never(t, r, "status 200", "certificateAuthorities", "helper got: HTTP/1.0 200", "helper got: HTTP/1.1 200")
 		})
 	}
+}
+
+// Case 6. A job presents the ID token of another one, as if it had stolen it. It
+// is refused before it runs; the owner's counts as evidence for the owner.
+func TestBringTheIDTokenOfAnotherJob(t *testing.T) {
+	t.Parallel()
+	owner := keeps(harness.Hermetic("echo out > out.txt"), "out.txt")
+	owner.IDTokens = map[string]string{"HALLMARK_ID_TOKEN": world.BuilderURI}
+	owning := harness.Begin(t, owner)
+	var payload struct {
+		Variables []coordinator.Variable `json:"variables"`
+	}
+	if err := json.Unmarshal(owning.Payload(), &payload); err != nil {
+		t.Fatal(err)
+	}
+	thief := keeps(harness.Hermetic("echo not reached", "echo out > out.txt"), "out.txt")
+	for _, v := range payload.Variables {
+		if v.Key == "HALLMARK_ID_TOKEN" {
+			thief.Variables = append(thief.Variables, v)
+		}
+	}
+	if len(thief.Variables) != 1 {
+		t.Fatalf("the owner has %d ID tokens", len(thief.Variables))
+	}
+	r := begin(t, thief)
+	if r.State != coordinator.Failed {
+		t.Errorf("state %s, want failed", r.State)
+	}
+	harness.Never(t, r, "\nnot reached")
+	harness.Unattested(t, r)
+	r = harness.Wait(t, owning)
+	succeeded(t, r)
+	harness.Attested(t, r)
 }

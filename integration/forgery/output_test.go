@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"hallmark.build/integration/coordinator"
 	"hallmark.build/integration/harness"
@@ -238,4 +239,26 @@ func TestPassOffTheArtifactsOfAFailedJob(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Case 39, too: the job is canceled for good while GitLab takes its artifact in.
+// Whatever that race ends in, nothing is signed that says success.
+func TestCancelWhileTheArtifactIsSent(t *testing.T) {
+	t.Parallel()
+	job := keeps(harness.Hermetic("echo out > out.txt"), "out.txt")
+	job.Held = true
+	attempt := harness.Begin(t, job)
+	path := fmt.Sprintf("/api/v4/jobs/%d/artifacts", attempt.Job.ID)
+	defer theWorld.GitLab.Inject(coordinator.Fault{Method: "POST", Path: path, Delay: 4 * time.Second, Status: 503, ReadBody: true})()
+	attempt.Release()
+	harness.WaitTrace(t, attempt, "Uploading artifacts")
+	attempt.ForceCancel()
+	deadline := time.Now().Add(time.Minute)
+	for !strings.Contains(theWorld.Sandboxd.Log(), fmt.Sprintf("msg=\"sandbox removed\" job=%d ", attempt.Job.ID)) {
+		if time.Now().After(deadline) {
+			t.Fatal("the job's sandbox is still there")
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	harness.Unattested(t, coordinator.Result{ID: attempt.Job.ID})
 }
