@@ -903,7 +903,11 @@ func FuzzDecode(f *testing.F) {
 
 func FuzzBundle(f *testing.F) {
 	a := verifytest.New(f)
-	sound := a.Bundle(verifytest.Statement())
+	log := a.NewLog("log.example.com")
+	a.Logs = []any{log.Trusted()}
+	sound := a.Bundle(verifytest.Statement(), func(f *verifytest.Forgery) {
+		f.LogEntries = func(s verifytest.Signed) []any { return []any{log.Entry(s)} }
+	})
 	f.Add(sound)
 	f.Add(sound[:len(sound)/2])
 	f.Add([]byte(`{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{"tlogEntries":[{}]},"dsseEnvelope":{"signatures":[{}]}}`))

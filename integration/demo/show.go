@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -135,7 +136,10 @@ func (s *show) produced(context.Context) error {
 			return err
 		}
 	}
-	return s.tellStatement()
+	if err := s.tellStatement(); err != nil {
+		return err
+	}
+	return s.tellLog()
 }
 
 func (s *show) fetchBundle() error {
@@ -223,6 +227,38 @@ func (s *show) tellStatement() error {
 	return nil
 }
 
+// tellLog shows the proof that the signature is in the authority's log, where
+// everybody can find out what was ever signed.
+func (s *show) tellLog() error {
+	var b struct {
+		Material struct {
+			Entries []struct {
+				Index string `json:"logIndex"`
+				Proof struct {
+					Size       string   `json:"treeSize"`
+					Root       []byte   `json:"rootHash"`
+					Hashes     [][]byte `json:"hashes"`
+					Checkpoint struct {
+						Envelope string `json:"envelope"`
+					} `json:"checkpoint"`
+				} `json:"inclusionProof"`
+			} `json:"tlogEntries"`
+		} `json:"verificationMaterial"`
+	}
+	if err := json.Unmarshal(s.bundle, &b); err != nil {
+		return err
+	}
+	if len(b.Material.Entries) != 1 {
+		return fmt.Errorf("the bundle has %d log entries, want one", len(b.Material.Entries))
+	}
+	e := b.Material.Entries[0]
+	log, _, _ := strings.Cut(e.Proof.Checkpoint.Envelope, "\n")
+	s.page.say("The bundle carries the proof that its signature is in the transparency log of %s:", log)
+	s.page.say("  entry %s of a tree of %s, %d hashes up to the root %.6x…, which the log has signed",
+		cmp.Or(e.Index, "0"), e.Proof.Size, len(e.Proof.Hashes), e.Proof.Root)
+	return nil
+}
+
 // verify runs both verifiers on a file of the auditor's.
 func (s *show) verify(ctx context.Context, file, bundle string, want bool) error {
 	at := func(name string) string { return filepath.Join(s.dir, name) }
@@ -246,7 +282,7 @@ func (s *show) verify(ctx context.Context, file, bundle string, want bool) error
 
 	out, errs, code, err = s.world.Program(ctx, "cosign", "verify-blob-attestation", "--bundle", at(bundle), "--trusted-root", at("trusted-root.json"),
 		"--certificate-identity", builder, "--certificate-oidc-issuer", world.BuilderURI, "--type", "slsaprovenance1",
-		"--use-signed-timestamps", "--insecure-ignore-tlog", "--insecure-ignore-sct", at(file))
+		"--use-signed-timestamps", "--insecure-ignore-sct", at(file))
 	if err != nil {
 		return err
 	}

@@ -199,5 +199,5 @@ func Cosign(t *testing.T, profile, bundle, root, file string) (string, int) {
 	t.Helper()
 	return Program(t, "cosign", "verify-blob-attestation", "--bundle", bundle, "--trusted-root", root,
 		"--certificate-identity", world.BuilderURI+"/"+profile, "--certificate-oidc-issuer", world.BuilderURI,
-		"--type", "slsaprovenance1", "--use-signed-timestamps", "--insecure-ignore-tlog", "--insecure-ignore-sct", file)
+		"--type", "slsaprovenance1", "--use-signed-timestamps", "--insecure-ignore-sct", file)
 }

@@ -288,6 +288,7 @@ func identity(f *forger, name, issuer string) func(*verifytest.Forgery) {
 // TestMutations asks every verifier about every mutation. Ours refuses them
 // all; what the others do is in the documentation, which this test writes.
 func TestMutations(t *testing.T) {
+	t.Parallel()
 	f := newForger(t)
 	var rows strings.Builder
 	head, rule := "| What was changed |", "|---|"

@@ -1,0 +1,192 @@
+package interop
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"hallmark.build/integration/sigstore"
+)
+
+// TestBuiltIn: with nothing configured, the authority has its own certificate
+// authority, clock and log, and every verifier accepts what they make.
+func TestBuiltIn(t *testing.T) {
+	t.Parallel()
+	a := startAuthority(t, "", nil)
+	first, second := a.run(t.Context(), t), a.run(t.Context(), t)
+	for _, bundle := range [][]byte{first, second} {
+		q := a.question(t, bundle, builderID, builderURI)
+		for _, p := range peers() {
+			if err := p.accept(t.Context(), t, q); err != nil {
+				t.Errorf("%s: %v", p.name, err)
+			}
+		}
+	}
+}
+
+// account is the authority's own at the login of a Sigstore.
+const account = "hallmark@ci.example.test"
+
+// TestOutsideSigstore: the authority has its certificates, time and log from
+// services of others, under an identity of its own.
+func TestOutsideSigstore(t *testing.T) {
+	t.Parallel()
+	s, err := sigstore.Start(t.Context(), t.TempDir(), module(t, ".cache/bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	token, err := s.Login.Token(sigstore.Account(account))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := startAuthority(t, outside(s, account, s.Login.URL), files(t, s, token))
+	bundle := a.run(t.Context(), t)
+	q := a.question(t, bundle, account, s.Login.URL)
+
+	t.Run("everybody accepts it", func(t *testing.T) {
+		for _, p := range peers() {
+			if err := p.accept(t.Context(), t, q); err != nil {
+				t.Errorf("%s: %v", p.name, err)
+			}
+		}
+	})
+	t.Run("cosign that knows the TUF repository alone", func(t *testing.T) {
+		home := initialized(t, s)
+		if out, err := cosign(t, home, "verify-blob-attestation", "--bundle", q.bundle, "--certificate-identity", account,
+			"--certificate-oidc-issuer", s.Login.URL, "--type", "slsaprovenance1", "--insecure-ignore-sct", q.artifact); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+	t.Run("a job signs the same with its own token", func(t *testing.T) { jobSigns(t, s, a, bundle) })
+}
+
+// outside is the configuration for a Sigstore of others.
+func outside(s *sigstore.Sigstore, identity, issuer string) string {
+	return fmt.Sprintf(`trusted_root = "DIR/root.json"
+[fulcio]
+url = %q
+token_file = "DIR/token"
+identity = %q
+identity_issuer = %q
+[timestamp]
+url = %q
+[log]
+kind = "rekor"
+url = %q
+`, s.FulcioURL, identity, issuer, s.TimestampURL, s.RekorURL)
+}
+
+func files(t *testing.T, s *sigstore.Sigstore, token string) map[string][]byte {
+	t.Helper()
+	root, err := os.ReadFile(s.TrustedRoot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string][]byte{"root.json": root, "token": []byte(token)}
+}
+
+// jobSigns: the job has a token of its own, takes a true statement of the
+// authority's, and has it signed at the same Fulcio, with a log entry and all.
+// Only the name in the certificate tells.
+func jobSigns(t *testing.T, s *sigstore.Sigstore, a *authority, bundle []byte) {
+	var b struct {
+		Envelope struct {
+			Payload []byte `json:"payload"`
+		} `json:"dsseEnvelope"`
+	}
+	if err := json.Unmarshal(bundle, &b); err != nil {
+		t.Fatal(err)
+	}
+	home := initialized(t, s)
+	const definition = "https://gitlab.example.com/group/project//.gitlab-ci.yml@refs/heads/main"
+	for _, tt := range []struct {
+		name   string
+		claims map[string]any
+	}{
+		{"with its own token", nil},
+		{"with a claim that changes whose repository the certificate names", map[string]any{"url": "https://ci.example.test"}},
+		{"with the authority's name as its subject", map[string]any{"sub": account}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			claims := sigstore.Job("4242", "gitlab.example.com", "group/project", "refs/heads/main", strings.Repeat("0", 40))
+			for key, value := range tt.claims {
+				claims[key] = value
+			}
+			token, err := s.GitLab.Token(claims)
+			if err != nil {
+				t.Fatal(err)
+			}
+			forged := filepath.Join(t.TempDir(), "forged.sigstore.json")
+			if out, err := cosign(t, home, "attest-blob", "--statement", write(t, "statement.json", b.Envelope.Payload),
+				"--identity-token", token, "--bundle", forged, "--yes", write(t, "app", []byte(content))); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			text, err := os.ReadFile(forged)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What the job made is sound, and who asks the others for the job gets
+			// it. Ours takes no job for a builder, even if the policy does.
+			own := a.question(t, text, definition, s.GitLab.URL)
+			for _, p := range peers() {
+				if err := p.accept(t.Context(), t, own); (err == nil) != (p.name != ours) {
+					t.Errorf("%s, asked for the job: %v", p.name, err)
+				}
+			}
+			// As the authority's it is nobody's.
+			for _, q := range []question{
+				a.question(t, text, account, s.Login.URL), a.question(t, text, account, s.GitLab.URL), a.question(t, text, builderID, s.GitLab.URL),
+			} {
+				for _, p := range peers() {
+					if err := p.accept(t.Context(), t, q); err == nil {
+						t.Errorf("%s took a job for %s", p.name, q.identity)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestJobsTokenIsNoIdentity: an authority that is given a job's token to sign
+// under signs nothing, even if the configuration names the job.
+func TestJobsTokenIsNoIdentity(t *testing.T) {
+	t.Parallel()
+	s, err := sigstore.Start(t.Context(), t.TempDir(), module(t, ".cache/bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	token, err := s.GitLab.Token(sigstore.Job("4242", "gitlab.example.com", "group/project", "refs/heads/main", strings.Repeat("0", 40)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const definition = "https://gitlab.example.com/group/project//.gitlab-ci.yml@refs/heads/main"
+	a := startAuthority(t, outside(s, definition, s.GitLab.URL), files(t, s, token))
+	if err := a.host(t.Context(), a.next); err == nil || !strings.Contains(a.said.String(), "names a job") {
+		t.Errorf("%v\n%s", err, a.said.String())
+	}
+}
+
+// initialized is the home of somebody who has cosign and the address of the TUF
+// repository.
+func initialized(t *testing.T, s *sigstore.Sigstore) string {
+	t.Helper()
+	home := t.TempDir()
+	if out, err := cosign(t, home, "initialize", "--mirror", s.TUFURL, "--root", s.TUFRoot); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return home
+}
+
+func cosign(t *testing.T, home string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), module(t, ".cache/bin/cosign"), args...)
+	cmd.Env = append(os.Environ(), "HOME="+home)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
