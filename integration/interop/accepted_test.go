@@ -139,9 +139,7 @@ func jobSigns(t *testing.T, s *sigstore.Sigstore, a *authority, bundle []byte) {
 				}
 			}
 			// As the authority's it is nobody's.
-			for _, q := range []question{
-				a.question(t, text, account, s.Login.URL), a.question(t, text, account, s.GitLab.URL), a.question(t, text, builderID, s.GitLab.URL),
-			} {
+			for _, q := range []question{a.question(t, text, account, s.Login.URL), a.question(t, text, builderID, s.GitLab.URL)} {
 				for _, p := range peers() {
 					if err := p.accept(t.Context(), t, q); err == nil {
 						t.Errorf("%s took a job for %s", p.name, q.identity)
