@@ -41,12 +41,16 @@ type fakeGitLab struct {
 	ended   error
 	asked   []string // tokens, and the results of jobs that have ended
 	facts   gitlab.Facts
+	bad     map[string]error // of Check, by token
 }
 
 func (f *fakeGitLab) Check(_ context.Context, token string, _ gitlab.Facts) (gitlab.Confirmed, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, token)
+	if err := f.bad[token]; err != nil {
+		return gitlab.Confirmed{}, err
+	}
 	return gitlab.Confirmed{Project: "group/project", Host: "gitlab.example.com", Runner: 7, Manager: "s_0123456789ab"}, f.err
 }
 

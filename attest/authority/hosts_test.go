@@ -42,6 +42,7 @@ import (
 type fleet struct {
 	*world
 	later   atomic.Int64
+	frozen  atomic.Int64 // nanoseconds since 1970 at which the clock stands; 0: it runs
 	address string
 	admin   authoritypb.AdminClient
 }
@@ -60,7 +61,13 @@ func newFleet(t testing.TB, change ...func(*authority.Limits)) *fleet {
 	}
 	f.world = newWorldWith(t, func(w *world) {
 		w.hostCA, w.limits = ca, limits
-		w.clock = func() time.Time { return time.Now().Add(time.Duration(f.later.Load())) }
+		w.clock = func() time.Time {
+			now := time.Now()
+			if at := f.frozen.Load(); at != 0 {
+				now = time.Unix(0, at)
+			}
+			return now.Add(time.Duration(f.later.Load()))
+		}
 	})
 	f.address = f.listenTLS()
 	conn, err := client.DialSocket(f.listen(uint32(os.Getuid())))

@@ -20,8 +20,11 @@ import (
 
 // Limits of connections from other machines. Where one is reached the oldest
 // connection of whoever has the most goes, so that nobody keeps others out by
-// holding connections.
+// holding connections. Half-open ones cost nothing but their place; finished
+// handshakes cost time of the processor, so there may be so many from one address.
 const (
+	handshakesPerMinute  = 600
+	handshakeBurst       = 200
 	maxHandshakes        = 256
 	maxHandshakesFrom    = 32 // one address
 	maxStrangers         = 64 // connections without a certificate of ours
@@ -41,6 +44,7 @@ func NewHostServer(a *Authority, names []string) (*grpc.Server, error) {
 	}
 	creds := &hostCredentials{
 		ca: a.cfg.HostCA, config: serverTLS(a.cfg.HostCA, names), failed: a.metrics.handshakeFailed,
+		rate:       newRates(handshakesPerMinute, handshakeBurst, time.Now),
 		handshakes: newCrowd(maxHandshakes, maxHandshakesFrom),
 		strangers:  newCrowd(maxStrangers, maxStrangersFrom),
 		hosts:      newCrowd(maxHostConnections, maxConnectionsOfHost),
@@ -66,24 +70,25 @@ type hostCredentials struct {
 	ca                           *HostCA
 	config                       *tls.Config
 	failed                       func()
+	rate                         *rates // of finished handshakes, by address
 	handshakes, strangers, hosts *crowd
 }
 
 // ServerHandshake is given its deadline by gRPC, on conn.
 func (c *hostCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	address := addressOf(conn.RemoteAddr())
+	if !c.rate.ready(address) {
+		return c.refuse(conn, errors.New("too many connections of this address"))
+	}
 	defer c.handshakes.enter(address, conn)()
 	secure := tls.Server(conn, c.config)
 	if err := secure.Handshake(); err != nil {
-		c.failed()
-		conn.Close()
-		return nil, nil, fmt.Errorf("authority: tls: %w", err)
+		return c.refuse(conn, err)
 	}
+	c.rate.take(address)
 	state := secure.ConnectionState()
 	if state.NegotiatedProtocol != "h2" {
-		c.failed()
-		conn.Close()
-		return nil, nil, errors.New("authority: tls: the peer does not speak HTTP/2")
+		return c.refuse(conn, errors.New("the peer does not speak HTTP/2"))
 	}
 	p := tlsPeer{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, address: address}
 	if len(state.PeerCertificates) > 0 {
@@ -94,6 +99,12 @@ func (c *hostCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.
 		return &countedConn{Conn: secure, leave: c.hosts.enter(p.key(), conn)}, p, nil
 	}
 	return newStrangerConn(secure, c.strangers.enter(p.key(), conn)), p, nil
+}
+
+func (c *hostCredentials) refuse(conn net.Conn, why error) (net.Conn, credentials.AuthInfo, error) {
+	c.failed()
+	conn.Close()
+	return nil, nil, fmt.Errorf("authority: tls: %w", why)
 }
 
 // addressOf is what connections of one machine have in common: its address, or

@@ -88,7 +88,7 @@ func newLimits(l Limits, now func() time.Time) *limits {
 		opening:  newTurns(openingCalls, openingPerHost),
 		records:  newTurns(recordBytes, MaxRecord),
 		opens:    newRates(l.OpensPerMinute, max(1, l.OpensPerMinute/10), now),
-		joins:    newRates(60, 10, now),
+		joins:    newRates(600, 100, now),
 		audits:   newRates(60, 30, now),
 		inFlight: map[string]int{},
 		open:     map[string]string{},

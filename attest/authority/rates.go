@@ -42,6 +42,13 @@ func (r *rates) take(key string) (wait time.Duration, ok bool) {
 	return 0, true
 }
 
+// ready reports whether a token is there, without taking it.
+func (r *rates) ready(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.full[key].Sub(r.now())+r.every <= time.Duration(r.burst)*r.every
+}
+
 // forget lets go of full buckets, and of all if there is none: a flood of keys
 // must not fill the memory.
 func (r *rates) forget(now time.Time) {

@@ -13,6 +13,12 @@ func TestRates(t *testing.T) {
 		if _, ok := r.take("a"); !ok {
 			t.Fatal("refused within the burst")
 		}
+		if !r.ready("b") {
+			t.Fatal("to look is to take")
+		}
+	}
+	if r.ready("a") {
+		t.Error("ready, and nothing there")
 	}
 	wait, ok := r.take("a")
 	if ok || wait != time.Second {
