@@ -31,7 +31,7 @@ func (q *request) forward(d policy.Decision) bool {
 		return q.malformed(http.StatusBadRequest, err)
 	}
 	fetch := record.Fetch{
-		Stage: string(q.p.stage), Role: string(q.p.side.role), Method: q.Method, URL: redactURL(u, q.p.side.b.secrets), Rule: d.Rule,
+		Stage: string(q.p.stage), Role: string(q.p.side.role), Method: q.Method, URL: redactURL(u, q.hidden()), Rule: d.Rule,
 		SHA256: hex.EncodeToString(sha256.New().Sum(nil)),
 	}
 	if q.body.proceed() != nil {
@@ -73,7 +73,7 @@ func (q *request) exchange(out *http.Request, d policy.Decision, fetch *record.F
 		if err != nil {
 			return nil, err
 		}
-		fetch.Redirects = append(fetch.Redirects, redactURL(next, b.secrets))
+		fetch.Redirects = append(fetch.Redirects, redactURL(next, q.hidden()))
 		now := b.cfg.Policy.GitLabOrigin(ask.Scheme, ask.Host, ask.Port)
 		if now && !b.cfg.Policy.Decide(ask).Allow {
 			return nil, &redirectError{reason: "a redirect to another part of GitLab"}

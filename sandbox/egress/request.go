@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/egress/git"
 	"hallmark.build/sandbox/policy"
 	"hallmark.build/sandbox/record"
@@ -115,6 +116,16 @@ func (q *request) decide() bool {
 		return q.upload(d)
 	}
 	return q.forward(d)
+}
+
+// hidden are the values that the URL of an exchange may not show. The helper is
+// let through to its sources and artifacts alone, whose URLs say which they are:
+// no variable of the job may hide that.
+func (q *request) hidden() secrets {
+	if q.p.side.role == sandbox.Helper {
+		return nil
+	}
+	return q.p.side.b.secrets
 }
 
 // block is what is recorded when the request is refused.
