@@ -66,7 +66,8 @@ func TestHideAnOutputAmongMany(t *testing.T) {
 func TestSwapTheArtifactAfterItWasHashed(t *testing.T) {
 	t.Parallel()
 	job := keeps(harness.Hermetic(
-		"for f in fd map link name; do echo honest $f > $f.txt; done",
+		"for f in fd map link name still; do echo honest $f > $f.txt; done", "sleep 0.3",
+		"grep -q honest still.txt || echo 'process of a hook: ESCAPE: it lives on'",
 		"ln link.txt ../swapper.tmp/hand; ln link.txt ../hand || true",
 		"probe tamper $PWD/fd.txt", "probe tamper $PWD/map.txt",
 		"(setsid sh -c 'trap \"\" TERM; while true; do echo swapped > .n && mv .n name.txt; done' >/dev/null 2>&1 &)",

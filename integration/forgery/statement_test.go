@@ -228,6 +228,32 @@ func TestReadASecretOutOfTheProvenance(t *testing.T) {
 	}
 }
 
+// Case 16, turned round: what GitLab masks is kept out of recorded URLs, so a job
+// masks the very words by which sources and artifacts are known. They stay.
+func TestHideTheSourcesByMaskingTheirNames(t *testing.T) {
+	t.Parallel()
+	job := keeps(harness.Firewalled("wget -q -O - http://"+world.PackagesName+"/plain-package", "echo out > out.txt"), "out.txt")
+	for i, word := range []string{"git-upload-pack", "group/project", "project.git", world.GitLabName, world.PackagesName} {
+		job.Variables = append(job.Variables, coordinator.Variable{Key: fmt.Sprint("HIDE_", i), Value: word, Masked: true})
+	}
+	r := begin(t, job)
+	succeeded(t, r)
+	p := predicate(t, harness.Attested(t, r))
+	uris := fmt.Sprint(p.BuildDefinition.Dependencies)
+	for _, want := range []string{"git+https://" + world.GitLabName + "/group/project.git@refs/heads/main", "http://" + world.PackagesName + "/plain-package"} {
+		if !strings.Contains(uris, want) {
+			t.Errorf("%s is no dependency", want)
+		}
+	}
+	git := false
+	for _, b := range p.RunDetails.Byproducts {
+		git = git || b.Name == "git-exchanges"
+	}
+	if !git || strings.Contains(uris, "REDACTED") {
+		t.Errorf("the exchanges with the sources are not known as such: %s", uris)
+	}
+}
+
 // guessable are the forms of a secret that give it away, or that a guess can be
 // held against.
 func guessable(secret string) map[string]string {
