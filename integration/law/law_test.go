@@ -37,6 +37,7 @@ var mayImport = map[string][]string{
 	"attest/gitlab":                {"attest/internal/..."},
 	"attest/sign":                  {"attest", "attest/internal/...", "attest/sign/key"},
 	"attest/sign/key":              {"attest/internal/...", "attest/sign/key/token"},
+	"attest/sign/key/keytest":      {},
 	"attest/sign/key/token":        {"attest/internal/private"},
 	"attest/store":                 {"attest"},
 	"attest/store/internal/...":    {},
