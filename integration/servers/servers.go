@@ -8,13 +8,23 @@ package servers
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -38,9 +48,11 @@ const (
 // Servers are both, on one directory.
 type Servers struct {
 	dir      string
+	roots    *x509.CertPool
 	postgres *server
 	s3       *server
-	port     int // of the S3 server
+	pgPort   int
+	s3Port   int
 	names    atomic.Int64
 }
 
@@ -60,6 +72,9 @@ func Start(ctx context.Context) (*Servers, error) {
 
 func (s *Servers) start(ctx context.Context) error {
 	if err := os.Chmod(s.dir, 0o711); err != nil {
+		return err
+	}
+	if err := s.certify(); err != nil {
 		return err
 	}
 	if err := s.initPostgres(ctx); err != nil {
@@ -87,10 +102,11 @@ func (s *Servers) initPostgres(ctx context.Context) error {
 	if err := os.Mkdir(data, 0o700); err != nil {
 		return err
 	}
-	if os.Geteuid() == 0 {
-		if err := os.Chown(data, nobody, nobody); err != nil {
-			return err
-		}
+	if s.pgPort, err = freePort(); err != nil {
+		return err
+	}
+	if err := give(data, s.file("postgres.key")); err != nil {
+		return err
 	}
 	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "hallmark", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-instructions")
 	initdb.SysProcAttr = unprivileged()
@@ -100,10 +116,55 @@ func (s *Servers) initPostgres(ctx context.Context) error {
 	}
 	s.postgres = &server{
 		path: filepath.Join(bin, "postgres"),
-		args: []string{"-D", data, "-k", data, "-h", "", "-c", "max_connections=300", "-c", "shared_buffers=64MB"},
+		args: []string{"-D", data, "-k", data, "-h", "127.0.0.1", "-p", strconv.Itoa(s.pgPort), "-c", "max_connections=300", "-c", "shared_buffers=64MB",
+			"-c", "ssl=on", "-c", "ssl_cert_file=" + s.file("server.pem"), "-c", "ssl_key_file=" + s.file("postgres.key")},
 		attr: unprivileged(),
 	}
 	return nil
+}
+
+// give makes files those of whom PostgreSQL runs as.
+func give(names ...string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	for _, name := range names {
+		if err := os.Chown(name, nobody, nobody); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Servers) file(name string) string { return filepath.Join(s.dir, name) }
+
+// certify makes a certificate that both servers show.
+func (s *Servers) certify() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "servers of tests"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
+	s.roots = x509.NewCertPool()
+	s.roots.AppendCertsFromPEM(certPEM)
+	return errors.Join(
+		os.WriteFile(s.file("server.pem"), certPEM, 0o644),
+		os.WriteFile(s.file("s3.key"), keyPEM, 0o600),
+		os.WriteFile(s.file("postgres.key"), keyPEM, 0o600))
 }
 
 // postgresBin finds Debian's programs, of the latest version.
@@ -132,7 +193,7 @@ func (s *Servers) initS3() error {
 	if _, err := os.Stat(path); err != nil {
 		return fmt.Errorf("%w: run make tools", err)
 	}
-	if s.port, err = freePort(); err != nil {
+	if s.s3Port, err = freePort(); err != nil {
 		return err
 	}
 	data, meta := filepath.Join(s.dir, "s3"), filepath.Join(s.dir, "meta")
@@ -141,7 +202,8 @@ func (s *Servers) initS3() error {
 	}
 	s.s3 = &server{
 		path: path,
-		args: []string{"--access", accessKey, "--secret", secretKey, "--port", fmt.Sprintf("127.0.0.1:%d", s.port), "--quiet",
+		args: []string{"--access", accessKey, "--secret", secretKey, "--port", fmt.Sprintf("127.0.0.1:%d", s.s3Port), "--quiet",
+			"--cert", s.file("server.pem"), "--key", s.file("s3.key"),
 			"posix", "--sidecar", meta, data},
 		attr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
 	}
@@ -167,9 +229,17 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// DatabaseURL names a database of the cluster.
-func (s *Servers) DatabaseURL(name string) string {
-	return fmt.Sprintf("postgres:///%s?host=%s&user=hallmark", name, filepath.Join(s.dir, "postgres"))
+// DatabaseURL names a database of the cluster, for its owner.
+func (s *Servers) DatabaseURL(name string) string { return s.URL(name, "hallmark") }
+
+// URL names a database of the cluster, for a role.
+func (s *Servers) URL(name, role string) string {
+	return fmt.Sprintf("postgres:///%s?host=%s&port=%d&user=%s", name, filepath.Join(s.dir, "postgres"), s.pgPort, role)
+}
+
+// RemoteURL names a database as another machine would, which wants TLS.
+func (s *Servers) RemoteURL(name string) string {
+	return fmt.Sprintf("postgres://hallmark@127.0.0.1:%d/%s?sslmode=verify-full&sslrootcert=%s", s.pgPort, name, s.file("server.pem"))
 }
 
 // StartPostgres starts it and waits until it answers.
@@ -202,8 +272,9 @@ func (s *Servers) StartS3(ctx context.Context) error {
 func (s *Servers) StopS3() { s.s3.stop(syscall.SIGKILL) }
 
 func (s *Servers) client() (*minio.Client, error) {
-	return minio.New(fmt.Sprintf("127.0.0.1:%d", s.port), &minio.Options{
-		Creds: credentials.NewStaticV4(accessKey, secretKey, ""), Region: "us-east-1", MaxRetries: 1,
+	return minio.New(fmt.Sprintf("127.0.0.1:%d", s.s3Port), &minio.Options{
+		Creds: credentials.NewStaticV4(accessKey, secretKey, ""), Region: "us-east-1", MaxRetries: 1, Secure: true,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.roots}},
 	})
 }
 
@@ -227,8 +298,8 @@ func (s *Servers) Fresh(t testing.TB) fleet.Options {
 		t.Fatal(err)
 	}
 	return fleet.Options{
-		Database: s.DatabaseURL(name), Endpoint: fmt.Sprintf("http://127.0.0.1:%d", s.port), Region: "us-east-1",
-		Bucket: name, AccessKey: accessKey, SecretKey: secretKey,
+		Database: s.DatabaseURL(name), Endpoint: fmt.Sprintf("https://127.0.0.1:%d", s.s3Port), Region: "us-east-1",
+		Bucket: name, AccessKey: accessKey, SecretKey: secretKey, Roots: s.roots,
 	}
 }
 

@@ -57,6 +57,9 @@ func config(o Options, connections int32, extra map[string]string) (*pgxpool.Con
 	if err != nil {
 		return nil, err
 	}
+	if err := checkTLS(&cfg.ConnConfig.Config); err != nil {
+		return nil, err
+	}
 	if o.Password != "" {
 		cfg.ConnConfig.Password = o.Password
 	}
@@ -69,7 +72,21 @@ func config(o Options, connections int32, extra map[string]string) (*pgxpool.Con
 	cfg.MaxConns = connections
 	cfg.MaxConnIdleTime = maxHold / 2 // before the database ends them
 	cfg.MaxConnLifetime = time.Hour
+	// A database that was restarted costs no call more than the one it was in.
+	cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return true }
 	return cfg, nil
+}
+
+// checkTLS refuses to speak to another machine without TLS that proves who it
+// is, which is less than what a URL says that says nothing.
+func checkTLS(cfg *pgconn.Config) error {
+	ways := append([]*pgconn.FallbackConfig{{Host: cfg.Host, TLSConfig: cfg.TLSConfig}}, cfg.Fallbacks...)
+	for _, w := range ways {
+		if !local(w.Host) && (w.TLSConfig == nil || w.TLSConfig.InsecureSkipVerify) {
+			return fmt.Errorf("%s is another machine: the URL must say sslmode=verify-full", w.Host)
+		}
+	}
+	return nil
 }
 
 func connect(ctx context.Context, o Options, connections int32, extra map[string]string) (*pgxpool.Pool, error) {
@@ -315,7 +332,11 @@ func (h *held) use(ctx context.Context, f func(context.Context, conn) error) err
 	if h.conn.Conn().IsClosed() {
 		return errors.New("the job's lock was lost with its connection")
 	}
-	return f(ctx, h.conn)
+	err := f(ctx, h.conn)
+	if err != nil && h.conn.Conn().IsClosed() {
+		return fmt.Errorf("the job's lock was lost with its connection: %w", err)
+	}
+	return err
 }
 
 // Lock makes those who work on a job take turns, in all replicas.

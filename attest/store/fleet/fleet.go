@@ -22,7 +22,8 @@
 // until the database ends the idle session, after [maxHold]. If it wakes up
 // then, its writes fail.
 //
-// Advisory locks belong to sessions. A pooler before the database must give
+// A replica takes up to 112 connections when it is busy, which PostgreSQL must
+// allow (max_connections). Advisory locks belong to sessions. A pooler before the database must give
 // each client a session of its own.
 //
 // # Crashes
@@ -80,6 +81,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -93,7 +95,7 @@ import (
 // Bounds of one replica's use of the database.
 const (
 	maxConnections = 16               // for calls without a lock
-	maxLocks       = 64               // jobs at a time, each with a connection
+	maxLocks       = 96               // jobs at a time, each with a connection
 	maxCall        = 30 * time.Second // for one call
 	maxConnect     = 10 * time.Second
 	maxHold        = 3 * time.Minute // for a lock whose holder does nothing
@@ -161,7 +163,7 @@ func Restored(ctx context.Context, o Options, at time.Time) ([]string, error) {
 
 // open asks atHome about the database once its schema is up to date.
 func open(ctx context.Context, o Options, atHome func(context.Context, *pgx.Conn) error) (*Store, error) {
-	if err := checkTLS(o); err != nil {
+	if err := checkEndpoint(o.Endpoint); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	b, err := openBucket(ctx, o)
@@ -182,32 +184,21 @@ func open(ctx context.Context, o Options, atHome func(context.Context, *pgx.Conn
 	return s, nil
 }
 
-// checkTLS refuses to speak to another machine without TLS that proves who it
-// is. Both URLs default to less.
-func checkTLS(o Options) error {
-	db, err := url.Parse(o.Database)
-	if err != nil || db.Scheme != "postgres" && db.Scheme != "postgresql" {
-		return errors.New("database: want a URL as postgres://USER@HOST/NAME?sslmode=verify-full")
-	}
-	host := db.Hostname()
-	if h := db.Query().Get("host"); h != "" {
-		host = h
-	}
-	if !local(host) && db.Query().Get("sslmode") != "verify-full" {
-		return fmt.Errorf("database: %s is another machine: its URL must say sslmode=verify-full", host)
-	}
-	s3, err := url.Parse(o.Endpoint)
+// checkEndpoint refuses to speak to another machine without TLS.
+func checkEndpoint(endpoint string) error {
+	u, err := url.Parse(endpoint)
 	switch {
-	case err != nil || s3.Host == "" || s3.Path != "" && s3.Path != "/":
+	case err != nil || u.Host == "" || u.Path != "" && u.Path != "/":
 		return errors.New("endpoint: want a URL as https://HOST, with no path")
-	case s3.Scheme != "https" && (s3.Scheme != "http" || !local(s3.Hostname())):
-		return fmt.Errorf("endpoint: %s is another machine: its URL must be https", s3.Host)
+	case u.Scheme != "https" && (u.Scheme != "http" || !local(u.Hostname())):
+		return fmt.Errorf("endpoint: %s is another machine: its URL must be https", u.Host)
 	}
 	return nil
 }
 
+// local tells a socket's directory and this machine's own addresses.
 func local(host string) bool {
-	return host == "" || host[0] == '/' || slices.Contains([]string{"localhost", "127.0.0.1", "::1"}, host)
+	return strings.HasPrefix(host, "/") || slices.Contains([]string{"localhost", "127.0.0.1", "::1"}, host)
 }
 
 // Close gives the connections back. Locks that are still held are lost.
