@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -52,7 +53,7 @@ const (
 func newShard(number int, base *url.URL, der []byte, now time.Time) (shard, error) {
 	u := *base
 	if number > 1 {
-		host := "log" + strconv.Itoa(number) + "." + u.Hostname()
+		host := shardName(number) + u.Hostname()
 		if u.Host = host; base.Port() != "" {
 			u.Host = net.JoinHostPort(host, base.Port())
 		}
@@ -75,8 +76,13 @@ func (s shard) trusted() *trustpb.TransparencyLogInstance {
 		HashAlgorithm: commonpb.HashAlgorithm_SHA2_256,
 		PublicKey:     &commonpb.PublicKey{RawBytes: s.PublicKey, KeyDetails: s.verifier.details, ValidFor: during},
 		LogId:         &commonpb.LogId{KeyId: s.verifier.id},
+		// Readers who ask for several logs count those of one operator as one.
+		Operator: strings.TrimPrefix(s.Origin, shardName(s.Number)),
 	}
 }
+
+// shardName begins the name of a log that is not the first.
+func shardName(number int) string { return "log" + strconv.Itoa(number) + "." }
 
 func (s shard) historyFile(dir string) string {
 	return filepath.Join(dir, strconv.Itoa(s.Number)+".checkpoints")

@@ -224,8 +224,8 @@ func each(v any, path string, f func(path string, value any, put func(any))) {
 	case []any:
 		for i, value := range v {
 			f(fmt.Sprintf("%s[%d]", path, i), value, func(other any) {
-				if other != (gone{}) {
-					v[i] = other
+				if v[i] = other; other == (gone{}) {
+					v[i] = nil // a list cannot lose an element in place
 				}
 			})
 			each(value, fmt.Sprintf("%s[%d]", path, i), f)

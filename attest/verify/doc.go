@@ -55,9 +55,10 @@
 // A policy that says nothing of logs asks for one as soon as the trusted root
 // names one: were the entry optional, whoever has a key that he should not have
 // would leave it out. Every entry that is present must verify against a log in
-// the trusted root, asked for or not. Logs are counted by name; neither two
-// entries nor two keys of one log are two logs. Certificate transparency (SCTs)
-// is not used: what a signer may be called is the policy's to say.
+// the trusted root, asked for or not. Logs are counted by operator, or by name
+// where the trusted root names none; neither two entries nor two keys of one log
+// are two. Certificate transparency (SCTs) is not used: what a signer may be
+// called is the policy's to say.
 //
 // # Windows
 //

@@ -12,7 +12,6 @@ import (
 
 	commonpb "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
 	rekorpb "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
-	"github.com/sigstore/sigstore-go/pkg/root"
 )
 
 // The one kind of log entry that is read, Rekor's of version 2.
@@ -134,8 +133,8 @@ func parseCheckpoint(note string) (checkpoint, error) {
 // checkOrigin wants a checkpoint to be the log's by its first line, and signed by
 // it first, for readers who look at the first signature alone. Witnesses sign
 // after the log.
-func checkOrigin(entry *rekorpb.TransparencyLogEntry, log *root.TransparencyLog) error {
-	u, err := url.Parse(log.BaseURL)
+func checkOrigin(entry *rekorpb.TransparencyLogEntry, baseURL string) error {
+	u, err := url.Parse(baseURL)
 	if err != nil {
 		return err
 	}

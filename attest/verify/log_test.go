@@ -100,6 +100,13 @@ func TestLog(t *testing.T) {
 	})
 }
 
+// of is a trusted log with its operator.
+func of(operator string, log *verifytest.Log) any {
+	trusted := log.Trusted().(map[string]any)
+	trusted["operator"] = operator
+	return trusted
+}
+
 // renumbered is an entry that says twice that it is another.
 func renumbered(entry map[string]any) map[string]any {
 	entry["logIndex"] = "1"
@@ -144,6 +151,10 @@ func TestLogsAsked(t *testing.T) {
 			detail: "in 1 trusted log", second: "trusted     https://one.example.com, https://two.example.com"},
 		{name: "in both", policy: "min_logs = 2", trusted: []any{one.Trusted(), two.Trusted()}, entries: 2, want: Pass},
 		{name: "not asked for, yet of no trusted log", policy: "min_logs = 0", trusted: []any{two.Trusted()}, entries: 1, want: Fail, detail: "not each entry"},
+		{name: "in two of one operator", policy: "min_logs = 2", trusted: []any{of("x.example", one), of("x.example", two)}, entries: 2, want: Fail,
+			detail: "logs of one operator", second: "x.example"},
+		{name: "in one of one operator, who has two", trusted: []any{of("x.example", one), of("x.example", two)}, entries: 1, want: Pass},
+		{name: "in two of two operators", policy: "min_logs = 2", trusted: []any{of("x.example", one), of("y.example", two)}, entries: 2, want: Pass},
 		{name: "key ended before the signature", trusted: []any{one.TrustedIn("2026-01-01T00:00:00Z", "2026-11-22T10:04:04Z")}, entries: 1, want: Fail,
 			detail: "key was not trusted at 2026-11-22T10:04:05Z", second: "trusted from 2026-01-01T00:00:00Z until 2026-11-22T10:04:04Z"},
 		{name: "key ended with the signature", trusted: []any{one.TrustedIn("2026-01-01T00:00:00Z", "2026-11-22T10:04:05Z")}, entries: 1, want: Pass},

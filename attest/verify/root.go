@@ -1,7 +1,9 @@
 package verify
 
 import (
+	"cmp"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,7 +17,12 @@ import (
 // A trust is a trusted root that can vouch for something.
 type trust struct {
 	*root.TrustedRoot
-	logs map[string]*root.TransparencyLog // by key id, in lower-case hex
+	logs map[string]trustedLog // by key id, in lower-case hex
+}
+
+type trustedLog struct {
+	*root.TransparencyLog
+	operator string
 }
 
 // parseRoot reads a Sigstore trusted root. It must name at least one
@@ -47,15 +54,21 @@ func parseRoot(text []byte) (*trust, error) {
 	case len(trusted.RekorLogs()) < len(parsed.GetTlogs()):
 		return nil, fmt.Errorf("trusted root: names the key of a transparency log twice")
 	}
-	return &trust{trusted, trusted.RekorLogs()}, nil
+	logs := map[string]trustedLog{}
+	for _, log := range parsed.GetTlogs() {
+		id := hex.EncodeToString(log.GetLogId().GetKeyId())
+		logs[id] = trustedLog{trusted.RekorLogs()[id], cmp.Or(log.GetOperator(), log.GetBaseUrl())}
+	}
+	return &trust{trusted, logs}, nil
 }
 
-// logNames are the trusted logs' names. Keys of one log, as after a rotation,
-// share its name: two of them are no two logs.
-func (t *trust) logNames() []string {
+// operators are whose logs are trusted. One who has several, as after a
+// rotation, is one; where the trusted root names no operators, each name of a log
+// stands for one.
+func (t *trust) operators() []string {
 	names := map[string]bool{}
 	for _, log := range t.logs {
-		names[log.BaseURL] = true
+		names[log.operator] = true
 	}
 	return slices.Sorted(maps.Keys(names))
 }

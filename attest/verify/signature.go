@@ -167,7 +167,7 @@ func utf8String(der []byte) (string, error) {
 // policy asks for.
 func checkLog(b *parsedBundle, trusted *trust, pol policy.Policy, times []time.Time) Check {
 	f := asks("log")
-	known := trusted.logNames()
+	known := trusted.operators()
 	asked := pol.LogsAsked(len(known))
 	switch {
 	case b.logEntries == 0 && asked == 0:
@@ -176,22 +176,23 @@ func checkLog(b *parsedBundle, trusted *trust, pol policy.Policy, times []time.T
 		f.c.Status, f.c.Detail = NotChecked, "no trusted time to check it at"
 		return f.c
 	}
-	names, err := logsOf(f, b, trusted, times)
+	logs, err := logsOf(f, b, trusted, times)
 	if err != nil {
 		return f.fail(0, "%s", oneLine(err))
 	}
-	if len(names) < asked {
+	if len(logs) < asked {
 		f.add("asked for   %d", asked)
 		f.add("trusted     %s", cmp.Or(strings.Join(known, ", "), "none"))
-		return f.fail(pol.Line("min_logs"), "this signature is in %s", count(len(names), "trusted log"))
+		return f.fail(pol.Line("min_logs"), "this signature is in %s", count(len(logs), "trusted log"))
 	}
-	return f.pass("this signature is in %s", strings.Join(names, ", "))
+	return f.pass("this signature is in %s", strings.Join(logs, ", "))
 }
 
-// logsOf are the logs that a bundle has a good entry of. They are told apart by
-// name: neither two entries nor two keys of one log are two logs. A log's key
-// must have been trusted when the signature was made, which the library does
-// not ask; a log may be younger by what clocks differ.
+// logsOf are the logs that a bundle has a good entry of, each of another
+// operator: neither two entries of one log, nor two keys of it, nor two logs of
+// the same people are two witnesses. A log's key must have been trusted when the
+// signature was made, which the library does not ask; a log may be younger by
+// what clocks differ.
 func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]string, error) {
 	// The threshold counts keys, not entries: it can be met only if all
 	// entries verify and are of different keys.
@@ -203,13 +204,13 @@ func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]s
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	var logs, operators []string
 	for _, entry := range entries {
-		log := trusted.logs[hex.EncodeToString([]byte(entry.LogKeyID()))]
-		if log == nil {
+		log, ok := trusted.logs[hex.EncodeToString([]byte(entry.LogKeyID()))]
+		if !ok {
 			return nil, errors.New("an entry is in no trusted log")
 		}
-		if err := checkOrigin(entry.TransparencyLogEntry(), log); err != nil {
+		if err := checkOrigin(entry.TransparencyLogEntry(), log.BaseURL); err != nil {
 			return nil, err
 		}
 		open := window{log.ValidityPeriodStart, log.ValidityPeriodEnd}
@@ -219,13 +220,13 @@ func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]s
 				return nil, fmt.Errorf("the log's key was not trusted at %s", at.Format(time.RFC3339))
 			}
 		}
-		if slices.Contains(names, log.BaseURL) {
-			f.add("%s", log.BaseURL)
-			return nil, errors.New("two entries are in one log")
+		if slices.Contains(operators, log.operator) {
+			f.add("%s", log.operator)
+			return nil, errors.New("two entries are in logs of one operator")
 		}
-		names = append(names, log.BaseURL)
+		logs, operators = append(logs, log.BaseURL), append(operators, log.operator)
 	}
-	return names, nil
+	return logs, nil
 }
 
 // checkSignature verifies the signature with the certificate's key. If all else
