@@ -41,6 +41,7 @@ func audit(t *testing.T, o Options, bundles Bundles) *Report {
 }
 
 func TestAudit(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
 	_, all := drafts(t, 5)
 	l := open(t, o)
@@ -78,15 +79,16 @@ func TestAudit(t *testing.T) {
 
 // TestAuditOfLargeLog goes over the width of a tile.
 func TestAuditOfLargeLog(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
-	_, all := drafts(t, 520)
+	_, all := drafts(t, 260)
 	l := open(t, o)
 	last := enterAll(t, l, all)
-	if r := audit(t, o, list(last)); !r.Proven() || r.Logs[0].Entries != 520 || r.Bundles != 1 {
+	if r := audit(t, o, list(last)); !r.Proven() || r.Logs[0].Entries != 260 || r.Bundles != 1 {
 		t.Errorf("%+v", r)
 	}
-	name := filepath.Join(string(l.tiles), "tile", "1", "000.p", "2")
-	flip(t, name, 40)
+	name := filepath.Join(string(l.tiles), "tile", "1", "000.p", "1")
+	flip(t, name, 20)
 	if r := audit(t, o, nil); r.Proven() || !strings.Contains(strings.Join(r.Problems, "\n"), "tile 1/0 is not of the entries") {
 		t.Errorf("a spoilt tile: %+v", r)
 	}
@@ -94,6 +96,7 @@ func TestAuditOfLargeLog(t *testing.T) {
 
 // TestAuditFinds: each harm alone makes a log unproven.
 func TestAuditFinds(t *testing.T) {
+	t.Parallel()
 	a, all := drafts(t, 8)
 	sound := func(t *testing.T) (Options, *BuiltIn, [][]byte) {
 		o := options(t, t.TempDir())
@@ -197,6 +200,7 @@ func TestAuditFinds(t *testing.T) {
 
 // TestAuditCannotDecide: what is not there proves nothing, and refutes nothing.
 func TestAuditCannotDecide(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
 	_, all := drafts(t, 2)
 	l := open(t, o)
@@ -212,6 +216,7 @@ func TestAuditCannotDecide(t *testing.T) {
 }
 
 func TestAuditURL(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
 	_, all := drafts(t, 4)
 	l := open(t, o)

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -58,13 +59,14 @@ func child(dir string) {
 // TestKilled kills a log at one moment after another while it is written to.
 // Whatever it answered is in the log that follows, once.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	const rounds, each = 15, 8
 	o := options(t, t.TempDir())
 	a, all := drafts(t, rounds*each)
 	answered := map[int64][]byte{}
 	for round := range rounds {
-		wait := time.Duration(round) * 12 * time.Millisecond
-		for _, bundle := range killedAfter(t, filepath.Dir(o.Tiles), all[:(round+1)*each], wait) {
+		wait := time.Duration(round) * 8 * time.Millisecond
+		for _, bundle := range killedAfter(t, filepath.Dir(o.Tiles), all[:(round+1)*each], wait, round%3 > 0) {
 			index := entryOf(t, bundle).GetLogIndex()
 			if before, ok := answered[index]; ok && string(entryOf(t, before).GetCanonicalizedBody()) != string(entryOf(t, bundle).GetCanonicalizedBody()) {
 				t.Fatalf("round %d: two entries at %d", round, index)
@@ -95,9 +97,9 @@ func TestKilled(t *testing.T) {
 	t.Logf("%d answers before the kills, %d checkpoints", len(answered), len(checkpoints(t, o)))
 }
 
-// killedAfter gives drafts to a log in a process of its own, which it kills, and
-// returns what that answered.
-func killedAfter(t *testing.T, dir string, drafts [][]byte, wait time.Duration) [][]byte {
+// killedAfter gives drafts to a log in a process of its own, which it kills so long
+// after the start or the first answer, and returns what that answered.
+func killedAfter(t *testing.T, dir string, drafts [][]byte, wait time.Duration, answered bool) [][]byte {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "HALLMARK_TLOG_CHILD="+dir)
@@ -119,7 +121,10 @@ func killedAfter(t *testing.T, dir string, drafts [][]byte, wait time.Duration) 
 			t.Fatalf("%v\n%s", err, stderr.String())
 		}
 	}
-	time.AfterFunc(wait, func() { _ = cmd.Process.Kill() })
+	kill := sync.OnceFunc(func() { time.AfterFunc(wait, func() { _ = cmd.Process.Kill() }) })
+	if !answered {
+		kill()
+	}
 	var bundles [][]byte
 	lines := bufio.NewReader(out)
 	for {
@@ -132,6 +137,7 @@ func killedAfter(t *testing.T, dir string, drafts [][]byte, wait time.Duration) 
 			t.Fatal(err)
 		}
 		bundles = append(bundles, bundle)
+		kill()
 	}
 	_ = cmd.Wait()
 	if stderr.Len() > 0 {
@@ -142,6 +148,7 @@ func killedAfter(t *testing.T, dir string, drafts [][]byte, wait time.Duration) 
 
 // TestContradictions: directories that are not those of the log that was signed.
 func TestContradictions(t *testing.T) {
+	t.Parallel()
 	_, all := drafts(t, 8)
 	for _, tt := range []struct {
 		name string
@@ -251,6 +258,7 @@ func otherKey(t *testing.T) Key {
 
 // TestGuard: whatever Tessera would have it sign, the key signs no fork.
 func TestGuard(t *testing.T) {
+	t.Parallel()
 	_, all := drafts(t, 3)
 	o := options(t, t.TempDir())
 	l := open(t, o)
@@ -294,6 +302,7 @@ func TestGuard(t *testing.T) {
 
 // TestTornHistory: a line that a crash cut off was never handed out.
 func TestTornHistory(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
 	_, all := drafts(t, 3)
 	grow(t, o, all[:2])
@@ -313,6 +322,7 @@ func TestTornHistory(t *testing.T) {
 }
 
 func TestDamagedHistory(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
 	_, all := drafts(t, 1)
 	grow(t, o, all)
@@ -340,6 +350,7 @@ func TestDamagedHistory(t *testing.T) {
 // TestRotate: a log that follows another has its own key, name and directory;
 // bundles of both verify from one trusted root.
 func TestRotate(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
 	a, all := drafts(t, 2)
 	l := open(t, o)

@@ -13,6 +13,7 @@ import (
 )
 
 func TestHandler(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
 	_, all := drafts(t, 3)
 	l := open(t, o)

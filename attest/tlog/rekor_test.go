@@ -126,6 +126,7 @@ func trusting(t *testing.T, key Key, host string) *trustpb.TrustedRoot {
 
 // TestRealRekor enters signatures in Rekor's own server, also such as it has.
 func TestRealRekor(t *testing.T) {
+	t.Parallel()
 	u, trusted := realRekor(t)
 	r, err := NewRekor(RekorOptions{URL: u, Trusted: trusted})
 	if err != nil {
@@ -154,6 +155,7 @@ func TestRealRekor(t *testing.T) {
 
 // TestRealRekorRefuses: what is not a signature is not asked for again.
 func TestRealRekorRefuses(t *testing.T) {
+	t.Parallel()
 	u, trusted := realRekor(t)
 	r, err := NewRekor(RekorOptions{URL: u, Trusted: trusted})
 	if err != nil {
@@ -203,6 +205,7 @@ func (h *hostile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func TestHostileRekor(t *testing.T) {
+	t.Parallel()
 	a, all := drafts(t, 3)
 	l := open(t, options(t, t.TempDir()))
 	other := open(t, options(t, t.TempDir())) // same name, other key
@@ -326,6 +329,7 @@ func duplicate(index string) func(http.ResponseWriter, []byte) bool {
 
 // TestRekorThatFailsForAWhile is asked again, and then has the entry once.
 func TestRekorThatFailsForAWhile(t *testing.T) {
+	t.Parallel()
 	a, all := drafts(t, 1)
 	l := open(t, options(t, t.TempDir()))
 	var tries int
@@ -352,6 +356,7 @@ func TestRekorThatFailsForAWhile(t *testing.T) {
 
 // TestSlowRekor: the caller's patience counts, not the server's.
 func TestSlowRekor(t *testing.T) {
+	t.Parallel()
 	_, all := drafts(t, 1)
 	l := open(t, options(t, t.TempDir()))
 	release := make(chan struct{})
@@ -373,6 +378,7 @@ func TestSlowRekor(t *testing.T) {
 }
 
 func TestRekorNeedsATrustedLog(t *testing.T) {
+	t.Parallel()
 	l := open(t, options(t, t.TempDir()))
 	_, all := drafts(t, 1)
 	u := &url.URL{Scheme: "https", Host: "rekor.example.com"}
@@ -401,6 +407,7 @@ func TestRekorNeedsATrustedLog(t *testing.T) {
 
 // TestRekorRequest is what Rekor's API wants.
 func TestRekorRequest(t *testing.T) {
+	t.Parallel()
 	_, all := drafts(t, 1)
 	d, err := parseDraft(all[0])
 	if err != nil {

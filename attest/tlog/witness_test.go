@@ -121,6 +121,7 @@ func logVerifier(t *testing.T, o Options) *verifier {
 }
 
 func TestWitnesses(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
 	v := logVerifier(t, o)
 	a, all := drafts(t, 6)
@@ -230,6 +231,7 @@ func TestWitnesses(t *testing.T) {
 // TestWitnessSeesAFork: a log that was replaced by a fork gets no signature, even
 // if its history was replaced too.
 func TestWitnessSeesAFork(t *testing.T) {
+	t.Parallel()
 	o := options(t, t.TempDir())
 	x := newWitness(t, logVerifier(t, o), "one.example.com")
 	o.WitnessPolicy = fmt.Appendf(nil, "witness w1 %s %s\nquorum w1\n", x.vkey, x.serve(t))
@@ -260,6 +262,7 @@ func TestWitnessSeesAFork(t *testing.T) {
 }
 
 func TestWitnessPolicies(t *testing.T) {
+	t.Parallel()
 	v := logVerifier(t, options(t, t.TempDir()))
 	one := newWitness(t, v, "one.example.com").vkey
 	for _, tt := range []struct{ name, policy, want string }{
