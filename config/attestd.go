@@ -132,7 +132,8 @@ const (
 // these can have signatures stay out of the log, which verifiers that ask
 // for it then refuse.
 type Log struct {
-	// Kind is "built-in", "rekor" (version 2, by URL) or "none". Default "built-in".
+	// Kind is "built-in" (in StateDir, of one authority that shares no database),
+	// "rekor" (version 2, by URL) or "none". Default "built-in".
 	Kind string `toml:"kind"`
 	// URL of the Rekor; required with its kind. Default "".
 	URL string `toml:"url"`
@@ -251,6 +252,9 @@ func (a *Attestd) check(c checker) {
 	c.optionalPath("trusted_root", a.TrustedRoot)
 	if a.TrustedRoot == "" && (a.Fulcio.URL != "" || a.Timestamp.URL != "" || a.Log.Kind == LogRekor) {
 		c.required("trusted_root", "services that are named by URL are believed by what it says", "")
+	}
+	if a.Store.Database != "" && a.Log.Kind == LogBuiltIn {
+		c.doc.Report("log.kind", `set kind = "rekor", a log that all use, or "none"`, "replicas that share a database would each keep a log of their own")
 	}
 	a.Keys.check(c)
 	a.Fulcio.check(c)

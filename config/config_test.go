@@ -321,8 +321,9 @@ func TestAttestdRefuses(t *testing.T) {
 		{"[log]\nkind = 'none'\nwitness_policy = '/w'", "log.witness_policy: only the built-in log asks witnesses", "a Rekor has witnesses of its own"},
 		{"[log]\nbackground = ['hermetic', 'hermetic']", `log.background[1]: "hermetic" is there twice`, ""},
 		{"[store]\nbucket = 'b'", "store.bucket: the embedded store keeps bundles itself", "set store.database, or leave the bucket off"},
-		{"[store]\ndatabase = 'mysql://x'\nbucket = 'b'\nendpoint = 'https://s3.example.com'\ncredentials_file = '/c'", "store.database: not the URL of a PostgreSQL", `as "postgres://hallmark@db.example.com/hallmark?sslmode=verify-full"`},
-		{"[store]\ndatabase = 'postgres://u:p@h/d'\nbucket = 'b'\nendpoint = 'https://s3.example.com'\ncredentials_file = '/c'", "store.database: has a password in it", "put it in a file, and its name in database_password_file"},
+		{"[log]\nkind = 'none'\n[store]\ndatabase = 'mysql://x'\nbucket = 'b'\nendpoint = 'https://s3.example.com'\ncredentials_file = '/c'", "store.database: not the URL of a PostgreSQL", `as "postgres://hallmark@db.example.com/hallmark?sslmode=verify-full"`},
+		{"[log]\nkind = 'none'\n[store]\ndatabase = 'postgres://u:p@h/d'\nbucket = 'b'\nendpoint = 'https://s3.example.com'\ncredentials_file = '/c'", "store.database: has a password in it", "put it in a file, and its name in database_password_file"},
+		{"[log]\nkind = 'built-in'\n[store]\ndatabase = 'postgres://u@h/d'\nbucket = 'b'\nendpoint = 'https://s3.example.com'\ncredentials_file = '/c'", "log.kind: replicas that share a database would each keep a log of their own", `set kind = "rekor", a log that all use, or "none"`},
 		{"[limits]\ncalls = 0", "limits.calls: 0 is not between 1 and 4096", ""},
 	} {
 		t.Run(tt.line, func(t *testing.T) {

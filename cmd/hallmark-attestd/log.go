@@ -113,6 +113,9 @@ func printReport(in invocation, r *tlog.Report, asJSON bool) error {
 }
 
 func auditOwn(ctx context.Context, file string) (*tlog.Report, error) {
+	if err := refuseRoot(); err != nil {
+		return nil, err
+	}
 	cfg, err := config.LoadAttestd(file)
 	if err != nil {
 		return nil, err
@@ -164,6 +167,9 @@ func auditURL(ctx context.Context, at, trusted, since string) (*tlog.Report, err
 func printCheckpoint(ctx context.Context, in invocation) error {
 	file, _, err := in.parse(0, nil)
 	if err != nil {
+		return err
+	}
+	if err := refuseRoot(); err != nil {
 		return err
 	}
 	cfg, err := config.LoadAttestd(file)
