@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,7 +35,10 @@ func TestMain(m *testing.M) {
 		return publish(made)
 	})
 	if w != nil {
-		if visits := w.Canary.Visits(); len(visits) > 0 {
+		// Sigstore's programs, which a test runs beside the jobs, look for settings
+		// of localhost.
+		visits := slices.DeleteFunc(w.Canary.Visits(), func(v string) bool { return strings.HasSuffix(v, ".localhost.") })
+		if len(visits) > 0 {
 			fmt.Fprintf(os.Stderr, "canaries were reached:\n%s\n", harness.Lines(visits))
 			code = max(code, 1)
 		}
