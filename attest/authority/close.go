@@ -71,6 +71,7 @@ func (a *Authority) conclude(ctx context.Context, at *store.Attempt, token strin
 	if err != nil || len(statements) == 0 {
 		return err
 	}
+	stepAside(ctx)
 	if ok, err := a.confirm(ctx, at, token, c); err != nil || !ok {
 		return err
 	}
@@ -156,6 +157,11 @@ func (a *Authority) close(ctx context.Context, at *store.Attempt, d store.Decisi
 func (a *Authority) sign(ctx context.Context, at *store.Attempt, statements []attest.Statement) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), signTimeout)
 	defer cancel()
+	turn, err := a.limits.signing.enter(ctx, at.Host, 1)
+	if err != nil {
+		return err
+	}
+	defer turn.leave()
 	drafts := make([]store.Bundle, 0, len(statements))
 	for _, st := range statements {
 		done := a.metrics.timed("sign")
@@ -167,7 +173,7 @@ func (a *Authority) sign(ctx context.Context, at *store.Attempt, statements []at
 		drafts = append(drafts, store.Bundle{JSON: bundle, Subjects: st.Subjects})
 	}
 	done := a.metrics.timed("store")
-	err := a.cfg.Store.Sign(ctx, at.ID, drafts, at.Job.Project)
+	err = a.cfg.Store.Sign(ctx, at.ID, drafts, at.Job.Project)
 	done()
 	a.tokens.forget(at.ID)
 	if err != nil && !errors.Is(err, store.ErrDecided) {

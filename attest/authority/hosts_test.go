@@ -49,18 +49,24 @@ type fleet struct {
 
 func newFleet(t testing.TB, change ...func(*authority.Limits)) *fleet {
 	t.Helper()
+	return newFleetWith(t, func(w *world) {
+		for _, c := range change {
+			c(&w.limits)
+		}
+	})
+}
+
+func newFleetWith(t testing.TB, change func(*world)) *fleet {
+	t.Helper()
 	f := &fleet{}
 	dir := t.TempDir()
 	ca, err := authority.OpenHostCA(filepath.Join(dir, "keys", "hosts.pem"), time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	limits := authority.Limits{OpenAttempts: 1 << 20, OpensPerMinute: 1 << 20}
-	for _, c := range change {
-		c(&limits)
-	}
 	f.world = newWorldWith(t, func(w *world) {
-		w.hostCA, w.limits = ca, limits
+		w.hostCA = ca
+		change(w)
 		w.clock = func() time.Time {
 			now := time.Now()
 			if at := f.frozen.Load(); at != 0 {

@@ -25,9 +25,9 @@ import (
 const (
 	handshakesPerMinute  = 600
 	handshakeBurst       = 200
-	maxHandshakes        = 256
-	maxHandshakesFrom    = 32 // one address
-	maxStrangers         = 64 // connections without a certificate of ours
+	maxHandshakes        = 1024
+	maxHandshakesFrom    = 256 // one address, which a balancer shares among all hosts
+	maxStrangers         = 64  // connections without a certificate of ours
 	maxStrangersFrom     = 8
 	strangerBytes        = 64 << 10 // that one of them may send
 	strangerTime         = 30 * time.Second

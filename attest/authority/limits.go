@@ -45,6 +45,8 @@ const (
 	runningPerHost  = 8
 	openingCalls    = 32 // waiting for GitLab
 	openingPerHost  = 4
+	signingCalls    = 16 // with the key
+	signingPerHost  = 4
 	recordBytes     = 2 * MaxRecord // of records read whole, to be concluded
 	liveBytes       = 64 << 20      // of hashes of one host's records in memory
 )
@@ -68,6 +70,7 @@ type limits struct {
 	incoming *turns // arriving requests, in bytes
 	running  *turns
 	opening  *turns
+	signing  *turns
 	records  *turns // in bytes
 	opens    *rates // by host
 	joins    *rates // by address
@@ -86,6 +89,7 @@ func newLimits(l Limits, now func() time.Time) *limits {
 		incoming: newTurns(1<<62, incomingPerHost),
 		running:  newTurns(runningCalls, runningPerHost),
 		opening:  newTurns(openingCalls, openingPerHost),
+		signing:  newTurns(signingCalls, signingPerHost),
 		records:  newTurns(recordBytes, MaxRecord),
 		opens:    newRates(l.OpensPerMinute, max(1, l.OpensPerMinute/10), now),
 		joins:    newRates(600, 100, now),
@@ -143,6 +147,7 @@ func (a *Authority) admitOpen(ctx context.Context) (*share, error) {
 	if wait, ok := a.limits.opens.take(host); !ok {
 		return nil, a.limited(ctx, host, limitOpens, wait, "this host may open %d attempts a minute", a.limits.OpensPerMinute)
 	}
+	stepAside(ctx)
 	return a.limits.opening.enter(ctx, host, 1)
 }
 

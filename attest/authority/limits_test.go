@@ -120,8 +120,8 @@ func TestHalfOpen(t *testing.T) {
 	f := newFleet(t)
 	h := f.join("runner-1")
 	var all []net.Conn
-	for i := range 400 {
-		c, err := f.connect(fmt.Sprintf("127.0.0.%d", 1+i%3))
+	for i := range 600 {
+		c, err := f.connect(fmt.Sprintf("127.0.0.%d", 1+i%2))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -91,7 +91,8 @@ func (s *service) call(stream grpc.ServerStream, method string, handle func(cont
 	known = true
 	room := &room{limits: s.a.limits, peer: peer}
 	defer room.leave()
-	res, err := handle(withCaller(ctx, caller), func(req any) error { return room.read(ctx, stream, req) })
+	ctx = context.WithValue(withCaller(ctx, caller), roomKey{}, room)
+	res, err := handle(ctx, func(req any) error { return room.read(ctx, stream, req) })
 	if err != nil {
 		return err
 	}
@@ -102,35 +103,40 @@ func (s *service) call(stream grpc.ServerStream, method string, handle func(cont
 type room struct {
 	limits *limits
 	peer   string
-	held   []*share
+
+	incoming, running *share
+}
+
+type roomKey struct{}
+
+// stepAside lets others have the turn for the rest of a call, which from now on
+// waits for somebody else: GitLab, or the log.
+func stepAside(ctx context.Context) {
+	if r, ok := ctx.Value(roomKey{}).(*room); ok {
+		r.running.leave()
+	}
 }
 
 // read waits for room for any request, reads one, and waits for the host's turn
 // to have it answered. A request that comes slowly takes its own host's room alone.
 func (r *room) read(ctx context.Context, stream grpc.ServerStream, req any) error {
-	incoming, err := r.limits.incoming.enter(ctx, r.peer, MaxMessage)
-	if err != nil {
+	var err error
+	if r.incoming, err = r.limits.incoming.enter(ctx, r.peer, MaxMessage); err != nil {
 		return err
 	}
-	r.held = append(r.held, incoming)
 	if err := stream.RecvMsg(req); err != nil {
 		return err
 	}
 	if m, ok := req.(proto.Message); ok {
-		incoming.shrink(int64(proto.Size(m)))
+		r.incoming.shrink(int64(proto.Size(m)))
 	}
-	running, err := r.limits.running.enter(ctx, r.peer, 1)
-	if err != nil {
-		return err
-	}
-	r.held = append(r.held, running)
-	return nil
+	r.running, err = r.limits.running.enter(ctx, r.peer, 1)
+	return err
 }
 
 func (r *room) leave() {
-	for _, s := range r.held {
-		s.leave()
-	}
+	r.incoming.leave()
+	r.running.leave()
 }
 
 // withDeadline gives every call an end, from its first byte on.

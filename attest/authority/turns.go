@@ -78,8 +78,12 @@ func turnError(ctx context.Context) error {
 	return status.Error(codes.DeadlineExceeded, "the deadline passed while it waited for its turn")
 }
 
-// leave gives the share back. It may be called again.
-func (s *share) leave() { s.shrink(0) }
+// leave gives the share back, if there is one. It may be called again.
+func (s *share) leave() {
+	if s != nil {
+		s.shrink(0)
+	}
+}
 
 // shrink gives back all but weight.
 func (s *share) shrink(weight int64) {
