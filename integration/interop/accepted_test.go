@@ -28,6 +28,45 @@ func TestBuiltIn(t *testing.T) {
 	}
 }
 
+// TestGenerations: every verifier accepts what an old key signed beside what a
+// new one signs, under one trusted root; and none does what a lost key signed.
+func TestGenerations(t *testing.T) {
+	t.Parallel()
+	a := startAuthority(t, "", nil)
+	bundles := [][]byte{a.run(t.Context(), t)}
+	first, _, _ := strings.Cut(a.command(t, "keys", "list", "-config", a.config), " ")
+
+	a.command(t, "keys", "rotate", "-config", a.config, "ca")
+	a.command(t, "keys", "rotate", "-config", a.config, "timestamp")
+	bundles = append(bundles, a.run(t.Context(), t))
+
+	a.stop(t)
+	a.command(t, "log", "rotate", "-config", a.config)
+	a.start(t)
+	bundles = append(bundles, a.run(t.Context(), t))
+	for i, bundle := range bundles {
+		q := a.question(t, bundle, builderID, builderURI)
+		for _, p := range peers() {
+			if err := p.accept(t.Context(), t, q); err != nil {
+				t.Errorf("bundle %d: %s: %v", i+1, p.name, err)
+			}
+		}
+	}
+
+	if !strings.HasPrefix(first, "ca-") {
+		t.Fatalf("the first key is %q", first)
+	}
+	a.command(t, "keys", "revoke", "-config", a.config, "-lost", "never-good", first)
+	for i, bundle := range bundles {
+		q := a.question(t, bundle, builderID, builderURI)
+		for _, p := range peers() {
+			if err := p.accept(t.Context(), t, q); (err == nil) != (i > 0) {
+				t.Errorf("bundle %d after the first key was lost: %s: %v", i+1, p.name, err)
+			}
+		}
+	}
+}
+
 // account is the authority's own at the login of a Sigstore.
 const account = "hallmark@ci.example.test"
 

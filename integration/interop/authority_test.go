@@ -34,9 +34,10 @@ const (
 // An authority is the program as it is installed, with a GitLab that confirms
 // every job.
 type authority struct {
-	socket, http string
-	next         int64 // job
-	said         transcript
+	socket, config, http string
+	next                 int64 // job
+	said                 transcript
+	end                  func() error
 }
 
 // A transcript is what a program has said so far.
@@ -67,18 +68,30 @@ func startAuthority(t *testing.T, more string, files map[string][]byte) *authori
 	dir := authorityDir(t, files)
 	gitlab := httptest.NewServer(http.HandlerFunc(confirm))
 	t.Cleanup(gitlab.Close)
-	a := &authority{socket: filepath.Join(dir, "attestd.sock"), next: 4242}
+	a := &authority{socket: filepath.Join(dir, "attestd.sock"), config: filepath.Join(dir, "attestd.toml"), next: 4242}
 	config := fmt.Sprintf("gitlab_url = %q\nbuilder_uri = %q\nsocket = %q\nhosts = [%q]\nhttp = \"127.0.0.1:0\"\nstate_dir = %q\n%s",
 		gitlab.URL, builderURI, a.socket, strconv.Itoa(os.Getuid()), filepath.Join(dir, "state"), strings.ReplaceAll(more, "DIR", dir))
-	file := filepath.Join(dir, "attestd.toml")
-	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+	if err := os.WriteFile(a.config, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(module(t, "bin/hallmark-attestd"), "serve", "-config", file)
+	a.start(t)
+	t.Cleanup(func() { a.stop(t) })
+	return a
+}
+
+// program is a call of the program as the authority's user.
+func (a *authority) program(t *testing.T, args ...string) *exec.Cmd {
+	cmd := exec.Command(module(t, "bin/hallmark-attestd"), args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
 	}
+	return cmd
+}
+
+func (a *authority) start(t *testing.T) {
+	t.Helper()
+	cmd := a.program(t, "serve", "-config", a.config)
 	log, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +99,7 @@ func startAuthority(t *testing.T, more string, files map[string][]byte) *authori
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%v\nhint: make build tools", err)
 	}
+	a.http = ""
 	lines := bufio.NewReader(io.TeeReader(log, &a.said))
 	for a.http == "" {
 		line, err := lines.ReadString('\n')
@@ -98,17 +112,31 @@ func startAuthority(t *testing.T, more string, files map[string][]byte) *authori
 	}
 	drained := make(chan struct{})
 	go func() { defer close(drained); _, _ = io.Copy(io.Discard, lines) }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
+	a.end = func() error {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		<-drained
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("hallmark-attestd: %v", err)
-		}
-	})
+		return cmd.Wait()
+	}
 	if a.http == "" {
 		t.Fatalf("hallmark-attestd ended:\n%s", a.said.String())
 	}
-	return a
+}
+
+func (a *authority) stop(t *testing.T) {
+	t.Helper()
+	if err := a.end(); err != nil {
+		t.Errorf("hallmark-attestd: %v\n%s", err, a.said.String())
+	}
+}
+
+// command runs one of the program's other commands.
+func (a *authority) command(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := a.program(t, args...).Output()
+	if err != nil {
+		t.Fatalf("hallmark-attestd %s: %v", args, err)
+	}
+	return string(out)
 }
 
 // authorityDir is a directory that the authority's user owns, with files.
