@@ -26,10 +26,12 @@ all: build
 # Our programs, static but for one: hallmark-init runs in images that have no
 # libraries, and the others have no reason to need some. grpcnotrace leaves out
 # pages of HTML that gRPC would bring along and nobody serves. hallmark-pkcs11
-# exists to load a vendor's library into a process that is not the authority.
+# exists to load a vendor's library into a process that is not the authority;
+# hallmark-kms is a module of its own, as it has the libraries of four services.
 build:
 	CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o bin/ $$(go list ./cmd/... | grep -v '/hallmark-pkcs11$$')
 	CGO_ENABLED=1 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hallmark-pkcs11
+	cd cmd/hallmark-kms && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../bin/ .
 
 # What the system must have, installed where it is missing.
 deps:

@@ -9,7 +9,10 @@ tools=$2
 root=${DESTDIR:-}
 
 install -D -m 0755 -t "$root/usr/bin" "$bin"/hallmark "$bin"/hallmark-sandboxd "$bin"/hallmark-attestd \
-	"$bin"/hallmark-pkcs11
+	"$bin"/hallmark-pkcs11 "$bin"/hallmark-kms
+for service in awskms azurekms gcpkms hashivault; do
+	ln -sf hallmark-kms "$root/usr/bin/sigstore-kms-$service"
+done
 install -D -m 0755 -t "$root/usr/lib/hallmark" "$bin"/hallmark-executor "$bin"/hallmark-init \
 	"$tools"/containerd "$tools"/containerd-shim-runc-v2 "$tools"/runc
 install -D -m 0644 -t "$root/usr/lib/systemd/system" cmd/hallmark-sandboxd/hallmark-sandboxd.service \

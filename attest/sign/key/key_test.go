@@ -129,6 +129,15 @@ func TestFileNameIsEscaped(t *testing.T) {
 	conform(t, k, pub)
 }
 
+func testKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
 func pkcs8(t *testing.T, k any) []byte {
 	t.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(k)
