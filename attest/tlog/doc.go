@@ -36,6 +36,14 @@
 // A log has one key for life. [Rotate] ends it and begins the next with a new
 // key, name and directory; the old one stays among [Log.Trusted] and is served.
 //
+// # Copies
+//
+// HISTORY, TILES and key are copied together, in one snapshot or while no process
+// has the log open; parts of different times are refused. An older state that is
+// put back as a whole forks the log: it would sign again what it has signed
+// otherwise. Only bundles and witnesses know of that, so whoever restores one calls
+// [Rotate] before the log is opened.
+//
 // # An outside Rekor
 //
 // [NewRekor] enters signatures in a Rekor (version 2) by URL. Its answer is

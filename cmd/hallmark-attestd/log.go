@@ -352,7 +352,14 @@ func logOptions(ctx context.Context, cfg config.Attestd) (o tlog.Options, closeK
 	if err != nil {
 		return o, nil, err
 	}
-	o.Key, err = tlog.FileKey(logKeyFile(cfg, max(1, number)))
+	name := logKeyFile(cfg, max(1, number))
+	if _, err := os.Stat(name); number == 0 && err == nil {
+		return o, nil, &hintedError{
+			fmt.Errorf("%s is there, and %s is not: the log would begin anew under a key that has signed it", name, o.History),
+			"restore both, or remove the key: the next log has another, and the trusted root no longer names the lost one",
+		}
+	}
+	o.Key, err = tlog.FileKey(name)
 	return o, func() error { return nil }, err
 }
 
