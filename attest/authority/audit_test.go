@@ -2,6 +2,7 @@ package authority_test
 
 import (
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -11,6 +12,24 @@ import (
 	"hallmark.build/attest/authority"
 	"hallmark.build/attest/authority/authoritypb"
 )
+
+// TestEventsAreExplained holds that an admin who is woken by an event finds it in
+// SECURITY.md, and that each is counted from the start.
+func TestEventsAreExplained(t *testing.T) {
+	text, err := os.ReadFile("../../SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	for _, e := range authority.Refusals() {
+		if !strings.Contains(string(text), "`"+string(e)+"`") {
+			t.Errorf("SECURITY.md does not explain %s", e)
+		}
+		if n := w.counted(e); n != 0 {
+			t.Errorf("%s: %d before anything happened", e, n)
+		}
+	}
+}
 
 // counted is how often an event was refused, as GET /metrics says.
 func (w *world) counted(event authority.Event) int {

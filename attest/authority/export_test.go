@@ -46,3 +46,6 @@ func (ca *HostCA) Server(names ...string) (*tls.Certificate, error) {
 
 // Cert is the authority's own certificate.
 func (ca *HostCA) Cert() *x509.Certificate { return ca.cert }
+
+// Refusals are all events of refusals.
+func Refusals() []Event { return refusals }

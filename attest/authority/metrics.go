@@ -11,23 +11,24 @@ import (
 
 // meters are what GET /metrics shows. No label's value is chosen by a tenant.
 type meters struct {
-	set      *metrics.Set
-	acts     map[Event]*metrics.Counter
-	refusals map[Event]*metrics.Counter
+	set  *metrics.Set
+	acts map[Event]*metrics.Counter
 }
 
 // newMeters makes every counter of events, so that each is there from the start
 // and an alert can tell zero from unknown.
 func newMeters() *meters {
-	m := &meters{set: metrics.NewSet(), acts: map[Event]*metrics.Counter{}, refusals: map[Event]*metrics.Counter{}}
+	m := &meters{set: metrics.NewSet(), acts: map[Event]*metrics.Counter{}}
 	for _, e := range acts {
 		m.acts[e] = m.set.NewCounter(fmt.Sprintf("hallmark_acts_total{event=%q}", e))
 	}
 	for _, e := range refusals {
-		m.refusals[e] = m.set.NewCounter(fmt.Sprintf("hallmark_refusals_total{event=%q}", e))
+		m.set.NewCounter(refusalName(e))
 	}
 	return m
 }
+
+func refusalName(e Event) string { return fmt.Sprintf("hallmark_refusals_total{event=%q}", e) }
 
 // count adds one to the event's counter and reports whether it is a refusal.
 func (m *meters) count(e Event) (refusal bool) {
@@ -35,7 +36,7 @@ func (m *meters) count(e Event) (refusal bool) {
 		c.Inc()
 		return false
 	}
-	m.refusals[e].Inc()
+	m.set.GetOrCreateCounter(refusalName(e)).Inc()
 	return true
 }
 

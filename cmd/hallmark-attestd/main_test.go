@@ -84,6 +84,7 @@ func TestScripts(t *testing.T) {
 			"get":      get,
 			"job":      job,
 			"hostjob":  hostJob,
+			"readme":   readme,
 			"envsubst": envsubst,
 			"firstkey": firstKey,
 		},
