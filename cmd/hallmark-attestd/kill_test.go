@@ -58,6 +58,9 @@ func TestKilledUnderLoad(t *testing.T) {
 		daemon = w.start()
 	}
 	took := time.Since(began)
+	for w.closed() < killHosts {
+		time.Sleep(time.Millisecond) // a slow machine may have closed none so far
+	}
 	stop()
 	hosts.Wait()
 	w.settled()
@@ -279,6 +282,8 @@ func (w *killWorld) lines() (n int) {
 }
 
 func (w *killWorld) closed() (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, s := range w.seen {
 		n += min(1, len(s.bundles))
 	}
