@@ -5,9 +5,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -26,6 +28,7 @@ import (
 	"hallmark.build/attest/attesttest"
 	"hallmark.build/attest/authority/authoritypb"
 	"hallmark.build/attest/authority/client"
+	"hallmark.build/attest/sign/key/keytest"
 )
 
 var update = flag.Bool("update", false, "rewrite the expected output in the scripts")
@@ -87,6 +90,8 @@ func TestScripts(t *testing.T) {
 			"readme":   readme,
 			"envsubst": envsubst,
 			"firstkey": firstKey,
+			"secret":   secretFile,
+			"softhsm":  func(ts *testscript.TestScript, _ bool, labels []string) { softHSM(t, ts, labels) },
 		},
 	})
 }
@@ -112,7 +117,7 @@ func command(ts *testscript.TestScript, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = "hallmark-attestd"
 	cmd.Dir = ts.MkAbs(".")
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+ts.Getenv("NOTIFY_SOCKET"))
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+ts.Getenv("NOTIFY_SOCKET"), "SOFTHSM2_CONF="+ts.Getenv("SOFTHSM2_CONF"), "PATH="+ts.Getenv("PATH"))
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: authorityUser, Gid: authorityUser}}
 	}
@@ -315,6 +320,33 @@ func firstKey(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("no %s key", args[0])
+}
+
+// secretFile writes a file for the authority's user alone: secret FILE TEXT.
+func secretFile(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(args[1]), 0o600))
+	if os.Geteuid() == 0 {
+		ts.Check(os.Chown(ts.MkAbs(args[0]), authorityUser, authorityUser))
+	}
+}
+
+// softHSM makes a token with a key of each label, for the authority's user, and
+// sets HSM_LABEL to its URI.
+func softHSM(t *testing.T, ts *testscript.TestScript, labels []string) {
+	dir := ts.MkAbs("hsm")
+	ts.Check(os.Mkdir(dir, 0o711))
+	token := keytest.In(t, dir)
+	for name, value := range token.Env() {
+		ts.Setenv(name, value)
+	}
+	for i, label := range labels {
+		ts.Setenv("HSM_"+label, token.Generate(label, fmt.Sprintf("%02d", i+1)))
+	}
+	if os.Geteuid() == 0 {
+		ts.Check(filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Chown(name, authorityUser, authorityUser))
+		}))
+	}
 }
 
 // envsubst replaces variables in files.

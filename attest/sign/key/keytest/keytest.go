@@ -20,42 +20,59 @@ const PIN = "848271-a-pin"
 // Module is where Debian has SoftHSM.
 const Module = "/usr/lib/softhsm/libsofthsm2.so"
 
-// A Token is an initialised one.
+// A Token is an initialised one, in a directory.
 type Token struct {
 	t       testing.TB
+	Dir     string
 	PINFile string
-	Conf    string // the value of SOFTHSM2_CONF
 }
 
-// New makes a token named hallmark, and builds hallmark-pkcs11 onto PATH. Both
-// are this test's alone, by its environment.
+// New makes a token that this process and its children find by its environment.
 func New(t testing.TB) *Token {
+	t.Helper()
+	k := In(t, t.TempDir())
+	for name, value := range k.Env() {
+		t.Setenv(name, value)
+	}
+	return k
+}
+
+// In makes a token named hallmark in an empty directory, and builds
+// hallmark-pkcs11 there.
+func In(t testing.TB, dir string) *Token {
 	t.Helper()
 	if _, err := os.Stat(Module); err != nil {
 		t.Skip("no SoftHSM: run `make deps`")
 	}
-	dir := t.TempDir()
-	k := &Token{t, filepath.Join(dir, "pin"), filepath.Join(dir, "softhsm2.conf")}
+	k := &Token{t, dir, filepath.Join(dir, "pin")}
 	conf := "directories.tokendir = " + dir + "/tokens\nobjectstore.backend = file\nlog.level = ERROR\n"
 	for _, err := range []error{
 		os.Mkdir(filepath.Join(dir, "tokens"), 0o700),
-		os.WriteFile(k.Conf, []byte(conf), 0o600),
+		os.WriteFile(filepath.Join(dir, "softhsm2.conf"), []byte(conf), 0o600),
 		os.WriteFile(k.PINFile, []byte(PIN+"\n"), 0o600),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Setenv("SOFTHSM2_CONF", k.Conf)
 	k.run("softhsm2-util", "--init-token", "--free", "--label", "hallmark", "--so-pin", "so-pin", "--pin", PIN)
 	k.run("go", "build", "-o", dir, "hallmark.build/cmd/hallmark-pkcs11")
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	return k
+}
+
+// Env is the environment in which the token is found.
+func (k *Token) Env() map[string]string {
+	return map[string]string{
+		"SOFTHSM2_CONF": filepath.Join(k.Dir, "softhsm2.conf"),
+		"PATH":          k.Dir + ":" + os.Getenv("PATH"),
+	}
 }
 
 func (k *Token) run(name string, args ...string) {
 	k.t.Helper()
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+k.Env()["SOFTHSM2_CONF"])
+	if out, err := cmd.CombinedOutput(); err != nil {
 		k.t.Fatalf("%s: %v: %s", name, err, out)
 	}
 }
