@@ -54,7 +54,7 @@ install: build runtime
 	@$(SETUP)/install.sh bin $(CACHE)
 
 test: build tools
-	go test -timeout 40m $(TESTFLAGS) $(TESTS)
+	go test -timeout 55m $(TESTFLAGS) $(TESTS)
 	cd integration/gitlab-runner/standins/phrasestream && go test $(TESTFLAGS) ./...
 
 demo: build tools
@@ -67,7 +67,7 @@ lint:
 # own process does not see into.
 race: deps runtime
 	@$(SETUP)/tools.sh $(CACHE) versitygw cosign rekor-tiles
-	go test -race -timeout 30m $(TESTFLAGS) $$(go list ./... | grep -vE '^hallmark.build/integration(/forgery|/interop|/sigstore)?$$')
+	go test -race -timeout 35m $(TESTFLAGS) $$(go list ./... | grep -vE '^hallmark.build/integration(/forgery|/interop|/sigstore)?$$')
 
 # Every fuzz target that there is, for a little while each.
 fuzz:
