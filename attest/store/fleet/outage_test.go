@@ -32,12 +32,12 @@ func startLoad(t *testing.T, o fleet.Options) *load {
 	for range 2 {
 		l.stores = append(l.stores, open(t, o))
 	}
-	for w := range 6 {
+	for w := range 4 {
 		l.wg.Go(func() {
 			for !l.stop.Load() {
 				n := int(l.next.Add(1))
 				if l.attempt(l.stores[w%2], n) != nil { // what is there tells the rest
-					time.Sleep(10 * time.Millisecond)
+					time.Sleep(50 * time.Millisecond)
 				}
 			}
 		})
@@ -117,26 +117,26 @@ func (l *load) verify(t *testing.T) {
 func TestPostgresRestartsUnderLoad(t *testing.T) {
 	l := startLoad(t, running.Fresh(t))
 	for range 2 {
-		l.progress(t, 20)
+		l.progress(t, 10)
 		running.KillPostgres()
 		if err := running.StartPostgres(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	l.progress(t, 20)
+	l.progress(t, 10)
 	l.verify(t)
 }
 
 func TestS3RestartsUnderLoad(t *testing.T) {
 	l := startLoad(t, running.Fresh(t))
 	for range 3 {
-		l.progress(t, 20)
+		l.progress(t, 10)
 		running.StopS3()
 		if err := running.StartS3(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	l.progress(t, 20)
+	l.progress(t, 10)
 	l.verify(t)
 }
 
@@ -211,7 +211,7 @@ func TestSweep(t *testing.T) {
 			}
 		}
 	})
-	for n := 2; n < 40; n++ {
+	for n := 2; n < 20; n++ {
 		a := storetest.Attempt(n, int64(n))
 		if err := s.Begin(ctx, a); err != nil {
 			t.Fatal(err)

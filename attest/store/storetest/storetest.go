@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,8 +25,10 @@ func Run(t *testing.T, open func(t *testing.T, dir string) (store.Store, func())
 		"decided once":        decidedOnce,
 		"one of many":         oneOfMany,
 		"one open of a job":   oneOpen,
+		"one attested":        oneAttested,
 		"not a decision":      notDecisions,
 		"records":             records,
+		"read records":        readRecords,
 		"bundles":             bundles,
 		"nothing":             nothing,
 		"signed":              signed,
@@ -251,6 +254,31 @@ func records(t *testing.T, s store.Store) {
 	}
 }
 
+// readRecords reads a record of many appends here and there.
+func readRecords(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	must(t, s.Begin(ctx, Attempt(1, 10)))
+	for _, id := range []string{Attempt(1, 10).ID, Attempt(9, 9).ID, "", "../index"} {
+		if _, err := s.OpenRecord(ctx, id); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("opened %q: %v", id, err)
+		}
+		if size, err := s.RecordSize(ctx, id); id != "" && id[0] != '.' && (size != 0 || err != nil) {
+			t.Errorf("size of %q: %d, %v", id, size, err)
+		}
+	}
+	want := ""
+	for n := range 20 {
+		line := strings.Repeat(fmt.Sprint(n), 1+n*100)
+		must(t, s.AppendRecord(ctx, Attempt(1, 10).ID, int64(len(want)), [][]byte{[]byte(line)}))
+		must(t, s.AppendRecord(ctx, Attempt(1, 10).ID, int64(len(want)+len(line)+1), nil)) // nothing, which is fine
+		want += line + "\n"
+	}
+	r, err := s.OpenRecord(ctx, Attempt(1, 10).ID)
+	must(t, err)
+	defer r.Close()
+	must(t, iotest.TestReader(r, []byte(want)))
+}
+
 func bundles(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	for n := 1; n <= 3; n++ {
@@ -265,6 +293,9 @@ func bundles(t *testing.T, s store.Store) {
 		for _, f := range found {
 			content, err := s.Content(ctx, f.SHA256)
 			must(t, err)
+			if has, err := s.HasBundle(ctx, f.SHA256); !has || err != nil {
+				t.Errorf("bundle %s: %t, %v", f.SHA256, has, err)
+			}
 			if attesttest.SHA256(string(content)) != f.SHA256 || f.Project != "group/project" || f.Closed.IsZero() {
 				t.Errorf("%+v", f)
 			}
@@ -300,6 +331,9 @@ func nothing(t *testing.T, s store.Store) {
 	for _, digest := range []string{"", "x", strings.Repeat("0", 64), "../index.db", strings.Repeat("/", 64)} {
 		if _, err := s.Content(ctx, digest); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("%q: %v", digest, err)
+		}
+		if has, err := s.HasBundle(ctx, digest); has || err != nil {
+			t.Errorf("%q: %t, %v", digest, has, err)
 		}
 	}
 	if bs, err := s.Bundles(ctx, "x"); err != nil || len(bs) != 0 {
