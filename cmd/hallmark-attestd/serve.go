@@ -117,6 +117,9 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 		return err
 	}
 	defer door.close()
+	if err := agree(ctx, cfg, st, secret, door); err != nil {
+		return err
+	}
 	parts := authority.Config{
 		Store: st, Signer: signer, GitLab: asker, IDTokens: idTokens, Spool: cfg.GitLabUnavailable == "spool", Background: cfg.Log.Background,
 		GitLabURL: cfg.GitLabURL.String(), BuilderURI: cfg.BuilderURI, PublicURL: cfg.PublicURL, Version: version, Secret: secret, Log: log,

@@ -303,6 +303,9 @@ func (s *Servers) Fresh(t testing.TB) fleet.Options {
 	}
 }
 
+// CA is a file with the roots of both servers' certificates.
+func (s *Servers) CA() string { return s.file("server.pem") }
+
 // BucketDir is where the S3 server keeps a bucket's objects.
 func (s *Servers) BucketDir(bucket string) string { return filepath.Join(s.dir, "s3", bucket) }
 

@@ -23,8 +23,10 @@
 // then, its writes fail.
 //
 // A replica takes up to 112 connections when it is busy, which PostgreSQL must
-// allow (max_connections). Advisory locks belong to sessions. A pooler before the database must give
-// each client a session of its own.
+// allow (max_connections). Advisory locks belong to sessions: a pooler before
+// the database must give each client a session of its own.
+//
+// Replicas have more in common than the store: see [Store.Agree].
 //
 // # Crashes
 //

@@ -86,3 +86,8 @@ CREATE TABLE home (
 	name    text NOT NULL
 );
 INSERT INTO home SELECT system_identifier::text, (SELECT oid::text FROM pg_database WHERE datname = current_database()) FROM pg_control_system();
+-- What all replicas must have the same: the first one's holds.
+CREATE TABLE agreed (
+	what  text PRIMARY KEY,
+	value text NOT NULL
+);
