@@ -14,6 +14,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"time"
 
 	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"github.com/transparency-dev/merkle/compact"
@@ -28,6 +29,9 @@ type Report struct {
 	Logs    []LogReport `json:"logs"`
 	// Bundles are those that are in a log, of those that were looked at.
 	Bundles int `json:"bundles"`
+	// Unclaimed are entries of no bundle that was looked at: on its way to the
+	// store, lost from there, or signed by somebody else.
+	Unclaimed []Unclaimed `json:"unclaimed"`
 	// Problems are what contradicts what. The logs are proven if there is none.
 	Problems []string `json:"problems"`
 }
@@ -43,8 +47,19 @@ type LogReport struct {
 	Witnessed   bool   `json:"witnessed"` // the latest has the signatures that the policy wants
 }
 
-// maxProblems ends an audit that has found enough.
-const maxProblems = 100
+// An Unclaimed entry, as its certificate tells.
+type Unclaimed struct {
+	Log      int       `json:"log"`
+	Entry    uint64    `json:"entry"`
+	Identity string    `json:"identity"`
+	Issued   time.Time `json:"issued"`
+}
+
+// Limits of a report.
+const (
+	maxProblems  = 100
+	maxUnclaimed = 1000
+)
 
 // Proven tells whether nothing contradicts.
 func (r *Report) Proven() bool { return len(r.Problems) == 0 }
@@ -71,7 +86,7 @@ type Bundles func(ctx context.Context, each func(name string, bundle []byte) err
 // entry is a signature that verifies; and each bundle has its entry, under a
 // checkpoint that was signed once. An error means that it could not be decided.
 func Audit(ctx context.Context, o Options, bundles Bundles) (*Report, error) {
-	r := &Report{Version: 1, Problems: []string{}}
+	r := &Report{Version: 1, Unclaimed: []Unclaimed{}, Problems: []string{}}
 	shards, err := readShards(o.History)
 	if err != nil {
 		return nil, fmt.Errorf("tlog: %w", err)
@@ -96,6 +111,11 @@ func Audit(ctx context.Context, o Options, bundles Bundles) (*Report, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("tlog: bundles: %w", err)
+	}
+	for i, t := range trees {
+		if err := t.listUnclaimed(ctx, r, shards[i].Number); err != nil {
+			return nil, fmt.Errorf("tlog: log %d: %w", shards[i].Number, err)
+		}
 	}
 	return r, nil
 }
@@ -152,7 +172,7 @@ func (t *tree) report(number int, witnessed bool) LogReport {
 // checkpoint, and an earlier one if there is one, is of the tree of its entries.
 // The log is one of a trusted root.
 func AuditURL(ctx context.Context, base *url.URL, trusted *trustpb.TrustedRoot, earlier []byte) (*Report, error) {
-	r := &Report{Version: 1, Problems: []string{}}
+	r := &Report{Version: 1, Unclaimed: []Unclaimed{}, Problems: []string{}}
 	src := webTiles{newClient(nil), base}
 	defer src.http.CloseIdleConnections()
 	published, err := src.checkpoint(ctx)
@@ -206,10 +226,12 @@ type tree struct {
 	size   uint64            // of the last checkpoint
 	roots  map[uint64][]byte // signed ones, by size
 	leaves []byte            // the hashes of the entries
+
+	claimed map[uint64]bool // by bundles
 }
 
 func newTree(v *verifier, src source) *tree {
-	return &tree{v: v, src: src, roots: map[uint64][]byte{}}
+	return &tree{v: v, src: src, roots: map[uint64][]byte{}, claimed: map[uint64]bool{}}
 }
 
 func (t *tree) readCheckpoints(history io.Reader) error {
@@ -321,40 +343,87 @@ func tileRoot(tile []byte) []byte {
 	return tile
 }
 
-// checkEntry checks that an entry is spelled as this log does, and is of a
-// signature that verifies.
-func checkEntry(body []byte) error {
-	var e struct {
-		Spec struct {
-			HashedRekordV002 struct {
-				Data      struct{ Digest []byte }
-				Signature struct {
-					Content  []byte
-					Verifier struct {
-						X509Certificate struct{ RawBytes []byte }
-					}
+// A loggedEntry is what an entry holds.
+type loggedEntry struct {
+	Spec struct {
+		HashedRekordV002 struct {
+			Data      struct{ Digest []byte }
+			Signature struct {
+				Content  []byte
+				Verifier struct {
+					X509Certificate struct{ RawBytes []byte }
 				}
 			}
 		}
 	}
+}
+
+// parseEntry reads an entry that is spelled as this log does.
+func parseEntry(body []byte) (*loggedEntry, *x509.Certificate, error) {
+	var e loggedEntry
 	if err := json.Unmarshal(body, &e); err != nil {
-		return errors.New("not JSON")
+		return nil, nil, errors.New("not JSON")
 	}
-	record := e.Spec.HashedRekordV002
+	record := &e.Spec.HashedRekordV002
 	certificate := record.Signature.Verifier.X509Certificate.RawBytes
 	same, err := hashedRekord(record.Data.Digest, record.Signature.Content, certificate)
 	if err != nil || !bytes.Equal(same, body) {
-		return fmt.Errorf("not a %s %s", entryKind, entryVersion)
+		return nil, nil, fmt.Errorf("not a %s %s", entryKind, entryVersion)
 	}
 	leaf, err := x509.ParseCertificate(certificate)
 	if err != nil {
-		return errors.New("its certificate does not parse")
+		return nil, nil, errors.New("its certificate does not parse")
 	}
+	return &e, leaf, nil
+}
+
+// checkEntry checks that an entry is of a signature that verifies.
+func checkEntry(body []byte) error {
+	e, leaf, err := parseEntry(body)
+	if err != nil {
+		return err
+	}
+	record := &e.Spec.HashedRekordV002
 	key, ok := leaf.PublicKey.(*ecdsa.PublicKey)
 	if !ok || key.Curve != elliptic.P256() || !ecdsa.VerifyASN1(key, record.Data.Digest, record.Signature.Content) {
 		return errors.New("its signature does not verify")
 	}
 	return nil
+}
+
+// listUnclaimed lists entries that no bundle has claimed.
+func (t *tree) listUnclaimed(ctx context.Context, r *Report, number int) error {
+	if uint64(len(t.claimed)) == t.size || len(t.leaves) == 0 {
+		return nil
+	}
+	for tile := range layout.Range(0, t.size, t.size) {
+		entries, err := t.readEntries(ctx, tile)
+		if err != nil {
+			return err
+		}
+		for i, entry := range entries {
+			index := tile.Index*layout.EntryBundleWidth + uint64(i)
+			if t.claimed[index] {
+				continue
+			}
+			if len(r.Unclaimed) == maxUnclaimed {
+				return nil
+			}
+			r.Unclaimed = append(r.Unclaimed, unclaimed(number, index, entry))
+		}
+	}
+	return nil
+}
+
+func unclaimed(number int, index uint64, entry []byte) Unclaimed {
+	u := Unclaimed{Log: number, Entry: index}
+	if _, leaf, err := parseEntry(entry); err == nil {
+		u.Issued = leaf.NotBefore.UTC()
+		if len(leaf.URIs) == 1 {
+			u.Identity = leaf.URIs[0].String()
+		}
+	}
+	return u
 }
 
 // auditBundle checks that a bundle has its entry in one of the logs. One that was
@@ -379,16 +448,17 @@ func auditBundle(r *Report, trees []*tree, name string, text []byte) {
 			r.problem("bundle %s: %v", name, err)
 			return
 		}
-		if cp.size > t.size {
-			return
-		}
-		if !bytes.Equal(t.roots[cp.size], cp.root) {
-			r.problem("bundle %s: its checkpoint of %d entries is not in the history", name, cp.size)
-			return
-		}
 		index := uint64(entries[0].GetLogIndex())
+		if index >= t.size {
+			return // younger than this audit
+		}
 		if end := (index + 1) * sha256.Size; end > uint64(len(t.leaves)) || !bytes.Equal(t.leaves[end-sha256.Size:end], d.leafHash) {
 			r.problem("bundle %s: entry %d is another one", name, index)
+			return
+		}
+		t.claimed[index] = true
+		if cp.size <= t.size && !bytes.Equal(t.roots[cp.size], cp.root) {
+			r.problem("bundle %s: its checkpoint of %d entries is not in the history", name, cp.size)
 			return
 		}
 		r.Bundles++

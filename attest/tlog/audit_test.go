@@ -57,6 +57,9 @@ func TestAudit(t *testing.T) {
 	if r := audit(t, o, list(bundles...)); !r.Proven() || r.Bundles != 3 || r.Logs[0].Entries != 3 || r.Logs[0].Checkpoints != 4 {
 		t.Errorf("an open log: %+v", r)
 	}
+	if r := audit(t, o, list(bundles[0], bundles[2])); len(r.Unclaimed) != 1 || r.Unclaimed[0] != (Unclaimed{1, 1, verifytest.BuilderID, verifytest.SignedAt()}) {
+		t.Errorf("without a bundle: %+v", r.Unclaimed)
+	}
 	closeLog(t, l)
 	o.Key = otherKey(t)
 	if err := Rotate(o); err != nil {

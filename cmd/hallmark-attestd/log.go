@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"k8s.io/klog/v2"
@@ -102,6 +103,9 @@ func printReport(in invocation, r *tlog.Report, asJSON bool) error {
 	}
 	for _, l := range r.Logs {
 		fmt.Fprintf(in.stdout, "log %d %s: %d entries, %d checkpoints, root %s\n", l.Number, l.Origin, l.Entries, l.Checkpoints, l.Root)
+	}
+	for _, u := range r.Unclaimed {
+		fmt.Fprintf(in.stdout, "unclaimed: log %d entry %d: of no bundle in the store; certificate of %s for %s\n", u.Log, u.Entry, u.Issued.Format(time.RFC3339), u.Identity)
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(in.stdout, "problem: %s\n", p)
