@@ -124,7 +124,7 @@ func reordered(lines [][]byte) bool {
 
 // tooLarge refuses a record that can never end well: to ask again does not help.
 func (a *Authority) tooLarge(ctx context.Context, at *store.Attempt, why string) error {
-	a.audit(ctx, EventTooLarge, append([]any{"why", why}, attemptFields(at)...)...)
+	a.auditSparingly(ctx, at.Host, EventTooLarge, append([]any{"why", why}, attemptFields(at)...)...)
 	return exhausted(limitRecord, 0, "%s", why)
 }
 
@@ -137,7 +137,7 @@ func (a *Authority) checkEntry(ctx context.Context, at *store.Attempt, e record.
 		// A network that was down looks the same: the attempt cannot go on, but
 		// nothing contradicts anything.
 		why := fmt.Sprintf("entry %d is from %s, more than %s ago", e.Seq, e.Time, MaxSkew)
-		a.audit(ctx, EventClockSkew, append([]any{"why", why}, attemptFields(at)...)...)
+		a.auditSparingly(ctx, at.Host, EventClockSkew, append([]any{"why", why}, attemptFields(at)...)...)
 		return status.Error(codes.FailedPrecondition, why)
 	}
 	if e.Kind != record.JobOpened {

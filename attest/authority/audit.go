@@ -92,5 +92,13 @@ func attemptFields(at *store.Attempt) []any {
 	if at == nil {
 		return nil
 	}
-	return []any{"attempt", at.ID, "job_id", at.Job.ID, "project_id", at.Job.ProjectID}
+	return []any{"attempt", at.ID, "opened_by", hostName(at.Host), "job_id", at.Job.ID, "project_id", at.Job.ProjectID}
+}
+
+// hostName is a host by the name that it has in records and metrics.
+func hostName(host string) string {
+	if host == "" {
+		return "local"
+	}
+	return host
 }

@@ -49,3 +49,12 @@ func (ca *HostCA) Cert() *x509.Certificate { return ca.cert }
 
 // Refusals are all events of refusals.
 func Refusals() []Event { return refusals }
+
+// RequestedKey is requestedKey, as far as tests care.
+func RequestedKey(der []byte) (any, error) {
+	req, err := requestedKey(der)
+	if err != nil {
+		return nil, err
+	}
+	return req.PublicKey, nil
+}

@@ -137,7 +137,7 @@ func (a *Authority) ownAttempt(ctx context.Context, at *store.Attempt) error {
 	if at.Host == c.Host {
 		return nil
 	}
-	a.auditSparingly(ctx, c.Host, EventForeignAttempt, append(attemptFields(at), "host", c.Host, "opened_by", at.Host)...)
+	a.auditSparingly(ctx, c.Host, EventForeignAttempt, append(attemptFields(at), "host", hostName(c.Host))...)
 	return noAttempt(at.ID)
 }
 

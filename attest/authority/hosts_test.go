@@ -3,9 +3,12 @@ package authority_test
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -780,4 +783,64 @@ func TestHostCA(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+// request is a certificate request for a key of some kind.
+func request(t testing.TB, key crypto.Signer) []byte {
+	t.Helper()
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "admin"}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func TestCertificateRequests(t *testing.T) {
+	good, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	weak, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key, err := authority.RequestedKey(request(t, good)); err != nil || !good.PublicKey.Equal(key) {
+		t.Errorf("%v, %v", key, err)
+	}
+	unsigned := request(t, good)
+	unsigned[len(unsigned)-1] ^= 1
+	for name, der := range map[string][]byte{
+		"nothing": nil, "P-384": request(t, large), "RSA": request(t, weak), "signature of another": unsigned,
+		"followed by more": append(request(t, good), 0), "large": make([]byte, 20<<10),
+	} {
+		if _, err := authority.RequestedKey(der); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// FuzzCertificateRequest holds that no request makes the authority panic, or is
+// taken with another kind of key.
+func FuzzCertificateRequest(f *testing.F) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(request(f, key))
+	f.Add([]byte{0x30, 0x80})
+	f.Fuzz(func(t *testing.T, der []byte) {
+		public, err := authority.RequestedKey(der)
+		if err != nil {
+			return
+		}
+		switch public.(type) {
+		case *ecdsa.PublicKey, ed25519.PublicKey:
+		default:
+			t.Errorf("%T", public)
+		}
+	})
 }

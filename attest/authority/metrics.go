@@ -40,18 +40,22 @@ func (m *meters) count(e Event) (refusal bool) {
 	return true
 }
 
+// seconds are the bounds of durations: a store's commit, a signature in hardware, a
+// checkpoint, a deadline.
+var seconds = []float64{0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120}
+
 // called counts a call that was answered, one way or another. Host is the name
 // of a host that the admin enrolled.
 func (m *meters) called(method string, code codes.Code, host string, took time.Duration) {
 	m.set.GetOrCreateCounter(fmt.Sprintf("hallmark_calls_total{method=%q,code=%q,host=%q}", method, code, host)).Inc()
-	m.set.GetOrCreateHistogram(fmt.Sprintf("hallmark_call_seconds{method=%q}", method)).Update(took.Seconds())
+	m.set.GetOrCreatePrometheusHistogramExt(fmt.Sprintf("hallmark_call_seconds{method=%q}", method), seconds).Update(took.Seconds())
 }
 
 // timed measures a step of closing: sign, log or store. It is called when the
 // step begins, and what it returns when the step ends.
 func (m *meters) timed(step string) func() {
 	started := time.Now()
-	h := m.set.GetOrCreateHistogram(fmt.Sprintf("hallmark_close_step_seconds{step=%q}", step))
+	h := m.set.GetOrCreatePrometheusHistogramExt(fmt.Sprintf("hallmark_close_step_seconds{step=%q}", step), seconds)
 	return func() { h.UpdateDuration(started) }
 }
 

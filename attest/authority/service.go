@@ -147,11 +147,8 @@ func withDeadline(ctx context.Context, _ *tap.Info) (context.Context, error) {
 }
 
 func hostLabel(c Caller, known bool) string {
-	switch {
-	case !known:
+	if !known {
 		return "unknown"
-	case c.Host == "":
-		return "local"
 	}
-	return c.Host
+	return hostName(c.Host)
 }
