@@ -19,7 +19,7 @@ FUZZTIME  ?= 5s
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: all build deps runtime runner tools install test demo lint race fuzz bench clean
+.PHONY: all build deps runtime runner tools peers install test demo lint race fuzz bench clean
 
 all: build
 
@@ -45,15 +45,20 @@ runtime: deps
 runner:
 	@test -n "$${GITLAB_RUNNER:-}" || $(SETUP)/runner.sh $(CACHE)
 
-# What the tests call besides: other verifiers, and a whole Sigstore.
+# What a demo needs besides.
 tools: runtime runner
-	@$(SETUP)/tools.sh $(CACHE) cosign cosign2 versitygw sigstore-js fulcio timestamp-server rekor-tiles
+	@$(SETUP)/tools.sh $(CACHE) cosign
+
+# What the tests call on top: other verifiers, a whole Sigstore, object storage.
+# This is minutes of building, once, and wants Node.js with npm.
+peers: tools
+	@$(SETUP)/tools.sh $(CACHE) cosign2 versitygw sigstore-js fulcio timestamp-server rekor-tiles
 
 # Onto this machine, or below DESTDIR.
 install: build runtime
 	@$(SETUP)/install.sh bin $(CACHE)
 
-test: build tools
+test: build peers
 	go test -timeout 55m $(TESTFLAGS) $(TESTS)
 	cd integration/gitlab-runner/standins/phrasestream && go test $(TESTFLAGS) ./...
 
@@ -73,7 +78,7 @@ race: deps runtime
 fuzz:
 	@$(SETUP)/fuzz.sh $(FUZZTIME)
 
-bench: build tools
+bench: build peers
 	go test -run '^$$' -bench . -benchmem -timeout 60m $(TESTFLAGS) $(TESTS)
 
 clean:

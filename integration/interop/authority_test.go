@@ -97,7 +97,7 @@ func (a *authority) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatalf("%v\nhint: make build tools", err)
+		t.Fatalf("%v\nhint: make build peers", err)
 	}
 	a.http = ""
 	lines := bufio.NewReader(io.TeeReader(log, &a.said))

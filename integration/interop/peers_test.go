@@ -104,7 +104,7 @@ func run(ctx context.Context, t *testing.T, name string, args ...string) error {
 	case errors.As(err, &exit) && exit.ExitCode() > 0:
 		return fmt.Errorf("%w: exit status %d: %s", errRefused, exit.ExitCode(), out)
 	}
-	t.Fatalf("%s: %v\nhint: make build tools", name, err)
+	t.Fatalf("%s: %v\nhint: make build peers", name, err)
 	return err
 }
 

@@ -191,7 +191,7 @@ func (s *Servers) initS3() error {
 	}
 	path := filepath.Join(root, ".cache", "bin", "versitygw")
 	if _, err := os.Stat(path); err != nil {
-		return fmt.Errorf("%w: run make tools", err)
+		return fmt.Errorf("%w: run make peers", err)
 	}
 	if s.s3Port, err = freePort(); err != nil {
 		return err
