@@ -67,8 +67,12 @@ func TestGenerations(t *testing.T) {
 	}
 }
 
-// account is the authority's own at the login of a Sigstore.
-const account = "hallmark@ci.example.test"
+const (
+	// account is the authority's own at the login of a Sigstore.
+	account = "hallmark@ci.example.test"
+	// definition is what a Fulcio calls a job of the sample project.
+	definition = "https://gitlab.example.com/group/project//.gitlab-ci.yml@refs/heads/main"
+)
 
 // TestOutsideSigstore: the authority has its certificates, time and log from
 // services of others, under an identity of its own.
@@ -102,6 +106,7 @@ func TestOutsideSigstore(t *testing.T) {
 		}
 	})
 	t.Run("a job signs the same with its own token", func(t *testing.T) { jobSigns(t, s, a, bundle) })
+	t.Run("an authority is given a job's token", func(t *testing.T) { signsForNoJob(t, s) })
 }
 
 // outside is the configuration for a Sigstore of others.
@@ -142,7 +147,6 @@ func jobSigns(t *testing.T, s *sigstore.Sigstore, a *authority, bundle []byte) {
 		t.Fatal(err)
 	}
 	home := initialized(t, s)
-	const definition = "https://gitlab.example.com/group/project//.gitlab-ci.yml@refs/heads/main"
 	for _, tt := range []struct {
 		name   string
 		claims map[string]any
@@ -189,20 +193,13 @@ func jobSigns(t *testing.T, s *sigstore.Sigstore, a *authority, bundle []byte) {
 	}
 }
 
-// TestJobsTokenIsNoIdentity: an authority that is given a job's token to sign
-// under signs nothing, even if the configuration names the job.
-func TestJobsTokenIsNoIdentity(t *testing.T) {
-	t.Parallel()
-	s, err := sigstore.Start(t.Context(), t.TempDir(), module(t, ".cache/bin"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
+// signsForNoJob: an authority that is given a job's token to sign under signs
+// nothing, even if the configuration names the job.
+func signsForNoJob(t *testing.T, s *sigstore.Sigstore) {
 	token, err := s.GitLab.Token(sigstore.Job("4242", "gitlab.example.com", "group/project", "refs/heads/main", strings.Repeat("0", 40)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	const definition = "https://gitlab.example.com/group/project//.gitlab-ci.yml@refs/heads/main"
 	a := startAuthority(t, outside(s, definition, s.GitLab.URL), files(t, s, token))
 	if err := a.host(t.Context(), a.next); err == nil || !strings.Contains(a.said.String(), "names a job") {
 		t.Errorf("%v\n%s", err, a.said.String())

@@ -4,7 +4,9 @@
 // believed by the trusted root of a TUF repository. Of its own it has only the
 // two places that give out OIDC tokens: a login for services, and a GitLab that
 // gives each job one. There is no certificate transparency log, so that
-// certificates have no SCT. All of it listens on the loopback alone.
+// certificates have no SCT. The timestamp server serves its metrics on a port
+// that cannot be chosen, so that a machine has one Sigstore at a time: the next
+// waits.
 package sigstore
 
 import (
@@ -29,6 +31,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // RekorName is the log's name in the trusted root.
@@ -49,31 +52,78 @@ type Sigstore struct {
 	TUFRoot       string // file: what a client of the TUF repository starts from
 
 	dir, tools string
+	turn       *os.File // locked
 	servers    []*httptest.Server
-	processes  []*exec.Cmd
+	processes  []process
 }
 
-// Start starts everything, with its files in dir. Tools is the directory of the
-// programs.
+// A process is a program that runs, until it has ended.
+type process struct {
+	*exec.Cmd
+	ended chan struct{}
+}
+
+// Start starts everything, with its files in dir, once no other runs on this
+// machine. Tools is the directory of the programs.
 func Start(ctx context.Context, dir, tools string) (*Sigstore, error) {
-	s := &Sigstore{dir: dir, tools: tools}
-	if err := s.start(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
+	s := &Sigstore{tools: tools}
+	var err error
+	if s.turn, err = takeTurn(ctx); err != nil {
+		return nil, err
 	}
-	return s, nil
+	for try := range 3 { // a port that was free may be somebody's by now
+		s.dir = filepath.Join(dir, strconv.Itoa(try))
+		if err = os.MkdirAll(s.dir, 0o700); err == nil {
+			err = s.start(ctx)
+		}
+		if err == nil {
+			return s, nil
+		}
+		s.end()
+	}
+	return nil, errors.Join(err, s.Close())
 }
 
 // Close ends everything. It may be called twice.
 func (s *Sigstore) Close() error {
+	s.end()
+	if s.turn == nil {
+		return nil
+	}
+	turn := s.turn
+	s.turn = nil
+	return turn.Close()
+}
+
+func (s *Sigstore) end() {
 	for _, server := range s.servers {
 		server.Close()
 	}
 	for _, p := range s.processes {
-		_ = p.Process.Kill()
-		_ = p.Wait() // killed, which it reports
+		_ = p.Process.Kill() // it may have ended
+		<-p.ended
 	}
 	s.servers, s.processes = nil, nil
-	return nil
+}
+
+// takeTurn waits until no other process has the lock, which ends with its
+// holder.
+func takeTurn(ctx context.Context) (*os.File, error) {
+	file, err := os.OpenFile(filepath.Join(os.TempDir(), "hallmark-sigstore.lock"), os.O_CREATE|os.O_RDWR, 0o666)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return file, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(context.Cause(ctx), file.Close())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 func (s *Sigstore) start(ctx context.Context) error {
@@ -84,13 +134,21 @@ func (s *Sigstore) start(ctx context.Context) error {
 	if s.GitLab, err = s.issuer(); err != nil {
 		return err
 	}
-	together, waiting := errgroup.WithContext(ctx)
+	waiting, gaveUp := context.WithCancelCause(ctx)
+	defer gaveUp(nil)
+	together, waiting := errgroup.WithContext(waiting)
 	free, err := freePorts(7)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(s.startFulcio(free[:3]), s.startTimestamp(free[3]), s.startRekor(free[4:])); err != nil {
 		return err
+	}
+	for _, p := range s.processes {
+		go func() { // until the process ends, for which Close waits
+			<-p.ended
+			gaveUp(fmt.Errorf("%s ended", p.Path))
+		}()
 	}
 	together.Go(func() error { return s.keepChain(waiting, s.FulcioURL+"/api/v1/rootCert", "fulcio.pem") })
 	together.Go(func() error {
@@ -135,7 +193,12 @@ func (s *Sigstore) run(name string, args ...string) error {
 	if err := p.Start(); err != nil {
 		return err
 	}
-	s.processes = append(s.processes, p)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = p.Wait() // what it says is in its log
+	}()
+	s.processes = append(s.processes, process{p, ended})
 	return nil
 }
 
@@ -263,7 +326,7 @@ func answer(ctx context.Context, url string) ([]byte, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%s: %w", url, err)
+			return nil, fmt.Errorf("%s: %w: %w", url, err, context.Cause(ctx))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
