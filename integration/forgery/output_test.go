@@ -77,10 +77,11 @@ func TestSwapTheArtifactAfterItWasHashed(t *testing.T) {
 	job.Project, job.ProjectID = "group/swapper", 79
 	job.AfterScript = []string{"probe tamper $PWD/fd.txt", "(setsid sh -c 'while true; do echo swapped >> link.txt; done' >/dev/null 2>&1 &)"}
 	job.Hooks = []coordinator.Hook{{Name: "post_get_sources_script", Script: []string{
-		"(setsid bash -c 'trap \"\" TERM; while :; do for f in *.txt; do echo swapped > $f; done; done' >/dev/null 2>&1 &)",
+		"(setsid bash -c 'trap \"\" TERM; while :; do [ -e still.txt ] && for f in *.txt; do echo swapped > $f; done; done' >/dev/null 2>&1 &)",
 	}}}
 	r := begin(t, job)
 	noEscape(t, r)
+	harness.Mention(t, r, "tampering from process")
 	if r.State != coordinator.Success { // seen and stopped: then nothing is signed, nothing uploaded
 		harness.Unattested(t, r)
 		if len(r.Artifacts) != 0 {
@@ -262,4 +263,27 @@ func TestCancelWhileTheArtifactIsSent(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	harness.Unattested(t, coordinator.Result{ID: attempt.Job.ID})
+}
+
+// Case 20, by another way: variables that say where the project is. The archive
+// is made of the sealed tree, or nothing is.
+func TestMoveTheProjectDirectory(t *testing.T) {
+	t.Parallel()
+	const elsewhere = "/builds/group/project.tmp/elsewhere"
+	for _, key := range []string{"CI_PROJECT_DIR", "CI_BUILDS_DIR", "RUNNER_TEMP_PROJECT_DIR"} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			job := keeps(harness.Hermetic("echo honest > out.txt", "mkdir -p "+elsewhere, "echo moved > "+elsewhere+"/out.txt",
+				`echo "`+key+`=`+elsewhere+`" >> "$GITLAB_ENV"`, `echo "cd `+elsewhere+`" > `+elsewhere+`/env.sh`, `echo "BASH_ENV=`+elsewhere+`/env.sh" >> "$GITLAB_ENV"`), "out.txt")
+			job.Variables = []coordinator.Variable{{Key: key, Value: elsewhere, Public: true}, {Key: "CDPATH", Value: elsewhere, Public: true}}
+			r := begin(t, job)
+			if r.State != coordinator.Success {
+				harness.Unattested(t, r)
+				return
+			}
+			if got := exactly(t, r)["out.txt"]; got != "honest\n" {
+				t.Errorf("out.txt holds %q", got)
+			}
+		})
+	}
 }
