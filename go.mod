@@ -21,6 +21,7 @@ require (
 	github.com/google/nftables v0.3.0 // the steering rule inside a job's network namespace
 	github.com/in-toto/attestation v1.2.0 // tests: statements are valid to the format's own library
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL, for a fleet of authorities
+	github.com/miekg/pkcs11 v1.1.2 // state of a PKCS#11 token; linked by hallmark-pkcs11 alone
 	github.com/minio/minio-go/v7 v7.4.1 // S3-compatible object storage, likewise (Apache-2.0)
 	github.com/opencontainers/image-spec v1.1.1 // types of image configuration
 	github.com/opencontainers/runtime-spec v1.3.0 // types of a container's specification
@@ -114,7 +115,6 @@ require (
 	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
 	github.com/mdlayher/socket v0.5.1 // indirect
-	github.com/miekg/pkcs11 v1.1.2 // indirect
 	github.com/minio/crc64nvme v1.1.1 // indirect
 	github.com/minio/md5-simd v1.1.2 // indirect
 	github.com/moby/locker v1.0.1 // indirect

@@ -73,22 +73,29 @@ type (
 // certify asks for a certificate of a key. The request is signed by that key,
 // which proves that we have it.
 func (f *fulcioClient) certify(ctx context.Context, once *ecdsa.PrivateKey, now time.Time) (*x509.Certificate, error) {
-	token, err := private.ReadFile(f.o.TokenFile, maxToken)
+	text, err := private.ReadFile(f.o.TokenFile, maxToken)
 	if err != nil {
 		return nil, fmt.Errorf("fulcio: token: %w", err)
+	}
+	token := strings.TrimSpace(string(text))
+	if token == "" {
+		return nil, fmt.Errorf("fulcio: token: %s is empty", f.o.TokenFile)
 	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, once)
 	if err != nil {
 		return nil, fmt.Errorf("fulcio: %w", err)
 	}
 	body, err := json.Marshal(fulcioRequest{
-		Credentials: fulcioCredentials{strings.TrimSpace(string(token))},
+		Credentials: fulcioCredentials{token},
 		Request:     pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("fulcio: %w", err)
 	}
 	answer, err := post(ctx, f.http, strings.TrimSuffix(f.o.URL, "/")+"/api/v2/signingCert", "application/json", "application/json", body)
+	if err != nil && strings.Contains(err.Error(), token) {
+		return nil, errors.New("fulcio: it answers with an error that quotes the token")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fulcio: %w", err)
 	}

@@ -332,6 +332,14 @@ func TestTokenIsReadAnew(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "401") || strings.Contains(err.Error(), "the-authority's-token") {
 		t.Errorf("the old token: %v", err)
 	}
+	s.fulcio.answer = func(w http.ResponseWriter, _ *http.Request) bool {
+		http.Error(w, "bad token the-authority's-token", http.StatusUnauthorized)
+		return true
+	}
+	if _, err = signer.Sign(t.Context(), st); err == nil || strings.Contains(err.Error(), "the-authority's-token") {
+		t.Errorf("an answer that quotes it: %v", err)
+	}
+	s.fulcio.answer = nil
 	if err := os.WriteFile(s.o.Fulcio.TokenFile, []byte("another"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -285,6 +285,28 @@ func TestRetiredKeysAreRemoved(t *testing.T) {
 	accepted(t, "and after a restart", reopened, signed(t, reopened))
 }
 
+// TestKeyThatACrashLeft is in no keyring, and goes with the next change of it.
+func TestKeyThatACrashLeft(t *testing.T) {
+	r := newRing(t)
+	s := r.open()
+	left := filepath.Join(r.o.Dir, "ca-0123456789abcdef.pem")
+	other := filepath.Join(r.o.Dir, "log.pem") // of somebody else
+	for _, name := range []string{left, other} {
+		if err := os.WriteFile(name, []byte("a key"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	accepted(t, "signing goes on", s, signed(t, s))
+	r.rotate(sign.RoleTimestamp, 0)
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Errorf("what is not ours: %v", err)
+	}
+	accepted(t, "and after", s, signed(t, s))
+}
+
 // TestDrill is the one of the package comment, under "When a key is lost".
 func TestDrill(t *testing.T) {
 	type theft struct {

@@ -17,6 +17,7 @@ import (
 	"os"
 
 	"github.com/ThalesGroup/crypto11"
+	"github.com/miekg/pkcs11"
 	"golang.org/x/sys/unix"
 
 	"hallmark.build/attest/sign/key/token"
@@ -57,6 +58,9 @@ func open(text string) (crypto.Signer, io.Closer, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := inspect(uri); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", uri.Module, err)
+	}
 	ctx, err := crypto11.Configure(&crypto11.Config{
 		Path: uri.Module, TokenLabel: uri.Token, TokenSerial: uri.Serial, SlotNumber: uri.Slot,
 		Pin: pin, MaxSessions: sessions + 1, // one keeps the login
@@ -69,6 +73,49 @@ func open(text string) (crypto.Signer, io.Closer, error) {
 		return nil, nil, errors.Join(fmt.Errorf("%s: %w", uri.Module, err), ctx.Close())
 	}
 	return signer, ctx, nil
+}
+
+// inspect looks at the token before anybody logs in.
+func inspect(uri token.URI) error {
+	module := pkcs11.New(uri.Module)
+	if module == nil {
+		return errors.New("not a PKCS#11 module, or not there")
+	}
+	defer module.Destroy()
+	if err := module.Initialize(); err != nil {
+		return err
+	}
+	defer func() { _ = module.Finalize() }()
+	slots, err := module.GetSlotList(true)
+	if err != nil {
+		return err
+	}
+	var found []pkcs11.TokenInfo
+	for _, slot := range slots {
+		info, err := module.GetTokenInfo(slot)
+		if err != nil {
+			return err
+		}
+		if uri.Slot != nil && uint(*uri.Slot) == slot || uri.Token != "" && info.Label == uri.Token || uri.Serial != "" && info.SerialNumber == uri.Serial {
+			found = append(found, info)
+		}
+	}
+	if len(found) != 1 {
+		return fmt.Errorf("%d tokens of this name: want one", len(found))
+	}
+	return mayLogin(found[0].Flags)
+}
+
+// mayLogin never takes a token's last try: a daemon that is started again and
+// again with a wrong PIN would lock it.
+func mayLogin(flags uint) error {
+	switch {
+	case flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
+		return errors.New("the token is locked: too many wrong PINs")
+	case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
+		return errors.New("one try is left before the token is locked: make sure of the PIN, and log in once by hand")
+	}
+	return nil
 }
 
 func find(ctx *crypto11.Context, uri token.URI) (crypto.Signer, error) {

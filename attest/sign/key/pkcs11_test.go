@@ -75,7 +75,7 @@ func TestTokensThatAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, tt := range map[string]struct{ uri, want string }{
-		"another token":   {h.URI("token=other;object=ca"), "could not find PKCS#11 token"},
+		"another token":   {h.URI("token=other;object=ca"), "0 tokens of this name"},
 		"another key":     {h.URI("token=hallmark;object=other"), "0 key pairs"},
 		"label, other id": {h.URI("token=hallmark;object=ca;id=%02"), "0 key pairs"},
 		"two keys":        {h.URI("token=hallmark;object=twice"), "2 key pairs"},
@@ -85,8 +85,8 @@ func TestTokensThatAreRefused(t *testing.T) {
 		"PIN for all":     {h.Without("token=hallmark;object=ca") + "&pin-source=" + open, "lets group or others in"},
 		"PIN is gone":     {h.Without("token=hallmark;object=ca") + "&pin-source=/none/pin", "no such file"},
 		"PIN in the URI":  {h.Without("token=hallmark;object=ca") + "&pin-value=" + pin, "has no place in a URI"},
-		"no module":       {"pkcs11:token=hallmark;object=ca?module-path=/none.so&pin-source=" + h.PINFile, "failed to open module"},
-		"not a module":    {"pkcs11:token=hallmark;object=ca?module-path=" + h.PINFile + "&pin-source=" + h.PINFile, "failed to open module"},
+		"no module":       {"pkcs11:token=hallmark;object=ca?module-path=/none.so&pin-source=" + h.PINFile, "not a PKCS#11 module"},
+		"not a module":    {"pkcs11:token=hallmark;object=ca?module-path=" + h.PINFile + "&pin-source=" + h.PINFile, "not a PKCS#11 module"},
 	} {
 		_, err := key.Open(t.Context(), tt.uri, key.Options{})
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
