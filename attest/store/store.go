@@ -249,13 +249,15 @@ type Bundles interface {
 type Hosts interface {
 	Invite(ctx context.Context, i Invitation) error
 	// Enrol turns an invitation into a host, or gives a known one a new key and
-	// new rights. The invitation is used up. It is ErrNotFound if there is none,
+	// new rights. All invitations of the host are used up: one that was lost on
+	// its way cannot be used later. It is ErrNotFound if there is none,
 	// or none any more, and ErrConflict if another host has the key.
 	Enrol(ctx context.Context, tokenSHA256, keySHA256 string, now, expires time.Time) (Host, error)
 	// RenewHost replaces a host's key. It is ErrConflict if the old key is not
 	// the host's or if the host was revoked.
 	RenewHost(ctx context.Context, name, oldKey, newKey string, expires time.Time) error
-	// RevokeHost ends a host's rights, and voids its invitations.
+	// RevokeHost ends a host's rights, and voids its invitations. It is
+	// ErrNotFound if there is neither.
 	RevokeHost(ctx context.Context, name string, at time.Time) error
 	Host(ctx context.Context, name string) (Host, error)
 	Hosts(ctx context.Context) ([]Host, error)

@@ -142,8 +142,8 @@ func syncAll(dir string) error {
 }
 
 // Restored settles a store that was restored from a backup: attempts that it
-// has as open are refused. It returns their names. From then on the store
-// opens.
+// has as open are refused, and invitations are void. It returns the attempts'
+// names. From then on the store opens.
 func Restored(ctx context.Context, dir string, at time.Time) ([]string, error) {
 	if _, err := os.Stat(filepath.Join(dir, "index.db")); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("store: %s: no store is there", dir)
@@ -157,6 +157,9 @@ func Restored(ctx context.Context, dir string, at time.Time) ([]string, error) {
 		rows, err := tx.QueryContext(ctx, "UPDATE attempts SET state = 'refused', reason = ?, ended = ? WHERE state = 'open' RETURNING id",
 			store.WasOpen, at.UnixMicro())
 		if ended, err = collect(rows, err, scanString); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM invitations"); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, "PRAGMA application_id = 0")

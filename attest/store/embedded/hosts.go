@@ -52,6 +52,9 @@ func (s *Store) Enrol(ctx context.Context, tokenSHA256, keySHA256 string, now, e
 		if err := keyIsFree(ctx, tx, keySHA256, name); err != nil {
 			return err
 		}
+		if _, err := uninvite(ctx, tx, name); err != nil {
+			return err
+		}
 		h, err = scanHost(tx.QueryRowContext(ctx, `INSERT INTO hosts (name, key, projects, profiles, enrolled, expires) VALUES (?, ?, ?, ?, ?, ?)
 			ON CONFLICT (name) DO UPDATE SET key = excluded.key, projects = excluded.projects, profiles = excluded.profiles,
 				enrolled = excluded.enrolled, expires = excluded.expires, revoked = 0
@@ -59,6 +62,16 @@ func (s *Store) Enrol(ctx context.Context, tokenSHA256, keySHA256 string, now, e
 		return err
 	})
 	return h, err
+}
+
+// uninvite voids all invitations of a host, and reports whether there was one.
+func uninvite(ctx context.Context, tx *sql.Tx, host string) (bool, error) {
+	res, err := tx.ExecContext(ctx, "DELETE FROM invitations WHERE host = ?", host)
+	if err != nil {
+		return false, err
+	}
+	n, err := res.RowsAffected()
+	return n > 0, err
 }
 
 // keyIsFree makes sure that a key names one host, a revoked one included.
@@ -85,14 +98,19 @@ func (s *Store) RenewHost(ctx context.Context, name, oldKey, newKey string, expi
 	})
 }
 
-// RevokeHost ends a host's rights. The first time stands.
+// RevokeHost ends a host's rights. The first time stands. A host that was only
+// invited has none but its invitations.
 func (s *Store) RevokeHost(ctx context.Context, name string, at time.Time) error {
 	return s.transact(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, "DELETE FROM invitations WHERE host = ?", name); err != nil {
+		invited, err := uninvite(ctx, tx, name)
+		if err != nil {
 			return err
 		}
 		res, err := tx.ExecContext(ctx, "UPDATE hosts SET revoked = CASE revoked WHEN 0 THEN ? ELSE revoked END WHERE name = ?", at.UnixMicro(), name)
-		return one(res, err, store.ErrNotFound)
+		if err := one(res, err, store.ErrNotFound); !invited || !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		return nil
 	})
 }
 

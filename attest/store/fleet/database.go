@@ -196,6 +196,9 @@ func settle(ctx context.Context, c *pgx.Conn, at time.Time) (ended []string, err
 		if _, err := tx.Exec(ctx, "DELETE FROM agreed"); err != nil {
 			return err
 		}
+		if _, err := tx.Exec(ctx, "DELETE FROM invitations"); err != nil {
+			return err
+		}
 		ended, err = collect(ctx, tx, pgx.RowTo[string],
 			"UPDATE attempts SET state = 'refused', reason = $1, ended = $2 WHERE state = 'open' RETURNING id", store.WasOpen, at)
 		return err

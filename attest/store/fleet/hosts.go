@@ -46,6 +46,9 @@ func (s *Store) Enrol(ctx context.Context, tokenSHA256, keySHA256 string, now, e
 		if err != nil {
 			return err
 		}
+		if _, err := tx.Exec(ctx, "DELETE FROM invitations WHERE host = $1", name); err != nil {
+			return err
+		}
 		hosts, err := collect(ctx, tx, scanHost, `INSERT INTO hosts (name, key, projects, profiles, enrolled, expires) VALUES ($1, $2, $3, $4, $5, $6)
 			ON CONFLICT (name) DO UPDATE SET key = excluded.key, projects = excluded.projects, profiles = excluded.profiles,
 				enrolled = excluded.enrolled, expires = excluded.expires, revoked = NULL
@@ -76,14 +79,19 @@ func (s *Store) RenewHost(ctx context.Context, name, oldKey, newKey string, expi
 	}))
 }
 
-// RevokeHost ends a host's rights. The first time stands.
+// RevokeHost ends a host's rights. The first time stands. A host that was only
+// invited has none but its invitations.
 func (s *Store) RevokeHost(ctx context.Context, name string, at time.Time) error {
 	return s.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "DELETE FROM invitations WHERE host = $1", name); err != nil {
+		invited, err := tx.Exec(ctx, "DELETE FROM invitations WHERE host = $1", name)
+		if err != nil {
 			return err
 		}
 		tag, err := tx.Exec(ctx, "UPDATE hosts SET revoked = coalesce(revoked, $1) WHERE name = $2", at, name)
-		return one(tag, err, store.ErrNotFound)
+		if err := one(tag, err, store.ErrNotFound); invited.RowsAffected() == 0 || !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		return nil
 	})
 }
 

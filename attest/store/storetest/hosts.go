@@ -97,6 +97,7 @@ func hosts(t *testing.T, s store.Store) {
 	}
 	noHost(t, s)
 	oneEnrols(t, s)
+	noneIsLeft(t, s)
 }
 
 func sameHost(t *testing.T, want, have store.Host) {
@@ -137,5 +138,27 @@ func oneEnrols(t *testing.T, s store.Store) {
 	wg.Wait()
 	if n := won.Load(); n != 1 {
 		t.Errorf("%d enrolled by one token", n)
+	}
+}
+
+// noneIsLeft holds that a host's other invitations go with the one that it
+// used, and with the host, even if it never came.
+func noneIsLeft(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	start, later := attesttest.Start(), attesttest.Start().Add(24*time.Hour)
+	enrol := func(token string) error {
+		_, err := s.Enrol(ctx, attesttest.SHA256(token), attesttest.SHA256("key of "+token), start, later)
+		return err
+	}
+	must(t, s.Invite(ctx, Invitation("lost", "runner-8")))
+	must(t, s.Invite(ctx, Invitation("second", "runner-8")))
+	must(t, enrol("second"))
+	if err := enrol("lost"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("an invitation from before: %v", err)
+	}
+	must(t, s.Invite(ctx, Invitation("withdrawn", "runner-9")))
+	must(t, s.RevokeHost(ctx, "runner-9", later))
+	if err := enrol("withdrawn"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("a withdrawn invitation: %v", err)
 	}
 }
