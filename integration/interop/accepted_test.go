@@ -1,7 +1,12 @@
 package interop
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,20 +17,44 @@ import (
 	"hallmark.build/integration/sigstore"
 )
 
-// TestBuiltIn: with nothing configured, the authority has its own certificate
-// authority, clock and log, and every verifier accepts what they make.
+// TestBuiltIn: the authority has its own certificate authority, clock and log,
+// and every verifier accepts what they make. The log's key is Ed25519 unless it is
+// where only ECDSA is to be had, as in tokens and key services.
 func TestBuiltIn(t *testing.T) {
 	t.Parallel()
-	a := startAuthority(t, "", nil)
-	first, second := a.run(t.Context(), t), a.run(t.Context(), t)
-	for _, bundle := range [][]byte{first, second} {
-		q := a.question(t, bundle, builderID, builderURI)
-		for _, p := range peers() {
-			if err := p.accept(t.Context(), t, q); err != nil {
-				t.Errorf("%s: %v", p.name, err)
+	for _, tt := range []struct {
+		name, config string
+		files        map[string][]byte
+	}{
+		{name: "with nothing configured"},
+		{name: "with an ECDSA key for the log", config: "[keys]\nlog = \"file://DIR/log.pem\"\n", files: map[string][]byte{"log.pem": ecdsaKey(t)}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := startAuthority(t, tt.config, tt.files)
+			first, second := a.run(t.Context(), t), a.run(t.Context(), t)
+			for _, bundle := range [][]byte{first, second} {
+				q := a.question(t, bundle, builderID, builderURI)
+				for _, p := range peers() {
+					if err := p.accept(t.Context(), t, q); err != nil {
+						t.Errorf("%s: %v", p.name, err)
+					}
+				}
 			}
-		}
+		})
 	}
+}
+
+func ecdsaKey(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
 // TestGenerations: every verifier accepts what an old key signed beside what a
