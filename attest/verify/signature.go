@@ -224,7 +224,8 @@ func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]s
 			f.add("%s", log.operator)
 			return nil, errors.New("two entries are in logs of one operator")
 		}
-		logs, operators = append(logs, log.BaseURL), append(operators, log.operator)
+		logs = append(logs, fmt.Sprintf("%s as entry %d", log.BaseURL, entry.LogIndex()))
+		operators = append(operators, log.operator)
 	}
 	return logs, nil
 }
