@@ -2,12 +2,12 @@ package tlog
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net/url"
 	"os"
 	"sync"
@@ -46,7 +46,6 @@ type Options struct {
 	// have, in the format of Sigsum; nil asks for none.
 	WitnessPolicy []byte
 	Now           func() time.Time // nil means time.Now
-	Log           *slog.Logger     // nil means silence
 }
 
 func (o Options) now() time.Time {
@@ -60,6 +59,7 @@ func (o Options) now() time.Time {
 type BuiltIn struct {
 	root      string // of the tiles of all logs
 	shards    []shard
+	ended     []endedLog
 	active    shard
 	tiles     tileDir
 	guard     *guard
@@ -73,8 +73,8 @@ type BuiltIn struct {
 
 	mu      sync.Mutex
 	closed  bool
-	places  map[uint64]uint64 // of the entry whose leaf hash starts so
-	pending map[[32]byte]*place
+	places  places
+	pending map[[sha256.Size]byte]*place
 }
 
 // A place is where an entry will be.
@@ -87,7 +87,7 @@ type place struct {
 // Open opens the log, or makes it on first use. It is an error that wraps
 // [ErrContradiction] if the tiles are not those that the log has signed.
 func Open(ctx context.Context, o Options) (*BuiltIn, error) {
-	l := &BuiltIn{root: o.Tiles, places: map[uint64]uint64{}, pending: map[[32]byte]*place{}}
+	l := &BuiltIn{root: o.Tiles, places: places{}, pending: map[[sha256.Size]byte]*place{}}
 	if err := l.open(ctx, o); err != nil {
 		return nil, fmt.Errorf("tlog: %w", errors.Join(err, l.release()))
 	}
@@ -122,7 +122,37 @@ func (l *BuiltIn) open(ctx context.Context, o Options) error {
 			return err
 		}
 	}
+	for _, s := range l.shards[:len(l.shards)-1] {
+		if err := l.openEnded(ctx, s, o.Tiles); err != nil {
+			return fmt.Errorf("log %d, which has ended: %w", s.Number, err)
+		}
+	}
 	return l.start(ctx)
+}
+
+// An endedLog answers for what it has, so that a draft that was entered and whose
+// proof was lost with the process is not entered twice.
+type endedLog struct {
+	v      *verifier
+	tiles  tileDir
+	cp     checkpoint
+	places places
+}
+
+func (l *BuiltIn) openEnded(ctx context.Context, s shard, root string) error {
+	e := endedLog{v: s.verifier, tiles: s.tiles(root), places: places{}}
+	text, err := e.tiles.checkpoint(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it is kept elsewhere
+	}
+	if err != nil {
+		return err
+	}
+	if e.cp, err = e.v.open(text); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrContradiction, e.tiles, err)
+	}
+	l.ended = append(l.ended, e)
+	return e.places.read(ctx, e.tiles, e.cp.size)
 }
 
 // checkPublished compares the tiles' checkpoint with the history, before
@@ -183,24 +213,30 @@ func (l *BuiltIn) start(ctx context.Context) error {
 	if err := l.guard.continues(ctx, size, root); err != nil {
 		return fmt.Errorf("%s: %w: restore the state that belongs to the history", l.tiles, err)
 	}
-	return l.index(ctx, size)
+	return l.places.read(ctx, l.tiles, size)
 }
 
-// index learns where each entry is. That takes about 20 MB of memory for each
-// million entries, and spares a database that would have to agree with the log.
-func (l *BuiltIn) index(ctx context.Context, size uint64) error {
+// places are those of the entries whose leaf hash starts so. They take about 20
+// MB of memory for each million entries, and spare a database that would have to
+// agree with the log.
+type places map[uint64]uint64
+
+func placeKey(leafHash []byte) uint64 { return binary.BigEndian.Uint64(leafHash) }
+
+// read learns where each entry is.
+func (p places) read(ctx context.Context, tiles tileDir, size uint64) error {
 	for r := range layout.Range(0, size, size) {
-		hashes, err := l.tiles.tile(ctx, 0, r.Index, r.Partial)
+		hashes, err := tiles.tile(ctx, 0, r.Index, r.Partial)
 		if err != nil {
 			return err
 		}
 		for i := range uint64(r.N) {
-			if len(hashes) < int(i+1)*32 {
-				return fmt.Errorf("%s: tile 0/%d is too short", l.tiles, r.Index)
+			if len(hashes) < int(i+1)*sha256.Size {
+				return fmt.Errorf("%s: tile 0/%d is too short", tiles, r.Index)
 			}
-			key := binary.BigEndian.Uint64(hashes[i*32:])
-			if _, ok := l.places[key]; !ok {
-				l.places[key] = r.Index*layout.TileWidth + i
+			key := placeKey(hashes[i*sha256.Size:])
+			if _, ok := p[key]; !ok {
+				p[key] = r.Index*layout.TileWidth + i
 			}
 		}
 	}
@@ -213,6 +249,11 @@ func (l *BuiltIn) Enter(ctx context.Context, text []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, e := range l.ended {
+		if index, ok := e.places[placeKey(d.leafHash)]; ok {
+			return answer(ctx, d, e.v, e.tiles, index, e.cp)
+		}
+	}
 	index, err := l.place(ctx, d)
 	if err != nil {
 		return nil, fmt.Errorf("tlog: enter: %w", err)
@@ -221,7 +262,12 @@ func (l *BuiltIn) Enter(ctx context.Context, text []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tlog: entry %d: %w", index, err)
 	}
-	builder, err := client.NewProofBuilder(ctx, cp.size, l.tiles.tile)
+	return answer(ctx, d, l.active.verifier, l.tiles, index, cp)
+}
+
+// answer proves an entry under a checkpoint, and believes it then alone.
+func answer(ctx context.Context, d *draft, v *verifier, tiles tileDir, index uint64, cp checkpoint) ([]byte, error) {
+	builder, err := client.NewProofBuilder(ctx, cp.size, tiles.tile)
 	if err != nil {
 		return nil, fmt.Errorf("tlog: entry %d: %w", index, err)
 	}
@@ -229,8 +275,8 @@ func (l *BuiltIn) Enter(ctx context.Context, text []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tlog: entry %d: %w", index, err)
 	}
-	entry := d.entry(l.active.verifier, index, cp, path)
-	if _, err := d.verifyEntry(l.active.verifier, entry); err != nil {
+	entry := d.entry(v, index, cp, path)
+	if _, err := d.verifyEntry(v, entry); err != nil {
 		return nil, fmt.Errorf("tlog: entry %d: %w", index, err)
 	}
 	return d.with(entry)
@@ -252,7 +298,7 @@ func (l *BuiltIn) place(ctx context.Context, d *draft) (uint64, error) {
 
 // begin has the entry added unless it is there or on its way.
 func (l *BuiltIn) begin(d *draft) (*place, error) {
-	hash, key := [32]byte(d.leafHash), binary.BigEndian.Uint64(d.leafHash)
+	hash, key := [sha256.Size]byte(d.leafHash), placeKey(d.leafHash)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -372,6 +418,9 @@ func (l *BuiltIn) release() error {
 	l.cleanup = nil
 	return err
 }
+
+// signTimeout bounds the wait for a key that is somewhere else.
+const signTimeout = 30 * time.Second
 
 // A guard signs checkpoints, and none that contradicts an earlier one. It is
 // Tessera's note.Signer.

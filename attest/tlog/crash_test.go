@@ -2,6 +2,7 @@ package tlog
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -377,6 +378,9 @@ func TestRotate(t *testing.T) {
 	second, entry := enter(t, l, all[1])
 	if entry.GetLogIndex() != 0 {
 		t.Errorf("the new log begins at %d", entry.GetLogIndex())
+	}
+	if _, e := enter(t, l, all[0]); e.GetLogIndex() != 0 || !bytes.Equal(e.GetLogId().GetKeyId(), l.shards[0].verifier.id) {
+		t.Errorf("what the old log has is entered in the new one, at %d", e.GetLogIndex())
 	}
 	trusted := l.Trusted()
 	if len(trusted) != 2 || trusted[0].GetPublicKey().GetValidFor().GetEnd() == nil || trusted[1].GetPublicKey().GetValidFor().GetEnd() != nil ||

@@ -19,7 +19,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	commonpb "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
 	"golang.org/x/mod/sumdb/note"
@@ -241,6 +240,3 @@ func parseRoot(text string) ([]byte, error) {
 func text(origin string, size uint64, root []byte) string {
 	return origin + "\n" + strconv.FormatUint(size, 10) + "\n" + base64.StdEncoding.EncodeToString(root) + "\n"
 }
-
-// signTimeout bounds the wait for a key that is somewhere else.
-const signTimeout = 30 * time.Second
