@@ -81,18 +81,8 @@ func outside(opts Options) (int, error) {
 	if err := checkPrograms(root); err != nil {
 		return 1, err
 	}
-	probe, err := buildProbe(root)
-	if err != nil {
+	if err := prepare(opts, root); err != nil {
 		return 1, err
-	}
-	ctx := context.Background()
-	if _, err := images.MakeAll(ctx, filepath.Join(root, ".cache", "images"), probe, opts.Log, opts.Images...); err != nil {
-		return 1, err
-	}
-	if opts.Prepare != nil {
-		if err := opts.Prepare(root); err != nil {
-			return 1, err
-		}
 	}
 	// Made out here, so that it goes also when what is inside is killed.
 	scratch, err := os.MkdirTemp("/var/tmp", "hallmark-world-")
@@ -107,6 +97,29 @@ func outside(opts Options) (int, error) {
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,
 	})
+}
+
+// prepare makes what worlds share. Worlds of several packages may start at once.
+func prepare(opts Options, root string) error {
+	lock, err := os.OpenFile(filepath.Join(root, ".cache", "world.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("%s: %w", lock.Name(), err)
+	}
+	probe, err := buildProbe(root)
+	if err != nil {
+		return err
+	}
+	if _, err := images.MakeAll(context.Background(), filepath.Join(root, ".cache", "images"), probe, opts.Log, opts.Images...); err != nil {
+		return err
+	}
+	if opts.Prepare != nil {
+		return opts.Prepare(root)
+	}
+	return nil
 }
 
 // startAgain runs this program once more, with the same arguments and streams,
