@@ -32,21 +32,23 @@
 // Statements follow from the record alone. Their signatures are kept, durably,
 // before the log or anybody hears of them, and of several replicas' the first
 // are: from there on the attempt has these and no others. What a crash
-// interrupts, or a service that is away, any replica goes on with, under the
-// job's lock. A bundle is shown once the log's proof is in it. The decision is
-// durable before anybody hears of it; asked again, the authority answers from
-// the store. Calls for one job run one after another, whatever attempt they are
-// about.
+// interrupts, or a service that is away, any replica goes on with. A bundle is
+// shown once the log's proof is in it. The decision is durable before anybody
+// hears of it; asked again, the authority answers from the store. Calls for one
+// job run one after another, whatever attempt they are about, until it is
+// signed: the log is not waited for under a lock.
 //
 // # When something is away
 //
 // Without its keys, timestamps or store the authority signs nothing and answers
-// "try again". Without the log an attempt stays signed until the log answers;
-// hosts wait for it unless the profile lets them not. Without GitLab nothing is
-// opened. As an attempt is closed, an admin can choose that it waits: it is
-// signed once GitLab confirms the job, under its token while that lives, which
-// is kept in memory alone, or under the authority's own. After a day without an
-// answer the attempt ends unattested.
+// "try again", and so it does to a host that left before all was signed. Without
+// the log an attempt stays signed until the log answers; hosts wait for that a
+// while, unless the profile lets them not, and are then told that the proof
+// follows: what is signed will be shown, so its job must not fail. Without
+// GitLab nothing is opened. As an attempt is closed, an admin can choose that it
+// waits: it is signed once GitLab confirms the job, under its token while that
+// lives, which is kept in memory alone, or under the authority's own. After a
+// day without an answer the attempt ends unattested.
 //
 // # Trust
 //

@@ -26,42 +26,50 @@ const (
 // Limits of closing.
 const (
 	signTimeout = time.Minute
-	logTimeout  = 45 * time.Second // hosts wait a minute
+	keepTimeout = 30 * time.Second
+	logTimeout  = 20 * time.Second // a host's call has little more
 )
 
 // Close ends an attempt and returns what it was decided to have, or that the
 // authority goes on by itself.
 func (a *Authority) Close(ctx context.Context, req *authoritypb.CloseRequest) (*authoritypb.CloseResponse, error) {
+	if err := a.settle(ctx, req); err != nil {
+		return nil, err
+	}
+	if err := a.complete(ctx, req.GetAttempt()); err != nil {
+		return nil, err
+	}
+	a.forget(req.GetAttempt())
+	return a.answer(ctx, req.GetAttempt())
+}
+
+// settle takes an attempt as far as its job's lock is needed: it is open no
+// longer, or waits.
+func (a *Authority) settle(ctx context.Context, req *authoritypb.CloseRequest) error {
 	ctx, at, unlock, err := a.lockAttempt(ctx, req.GetAttempt())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unlock()
 	switch at.State {
 	case store.StateOpen, store.StateSigned, store.StateClosed:
 	default:
-		return nil, ended(at)
+		return ended(at)
 	}
 	held, err := a.load(ctx, &at)
 	if err != nil {
-		return nil, a.unavailable(ctx, "read record", err)
+		return a.unavailable(ctx, "read record", err)
 	}
 	if !held.chain.Closed() {
-		return nil, status.Error(codes.FailedPrecondition, "the record does not end in a closed entry")
+		return status.Error(codes.FailedPrecondition, "the record does not end in a closed entry")
 	}
 	if head := held.chain.Head().Hash; req.GetHead() != head {
-		return nil, a.condemn(ctx, EventHeadDiffers, &at, "the host's head of the record is not the one that was acknowledged")
+		return a.condemn(ctx, EventHeadDiffers, &at, "the host's head of the record is not the one that was acknowledged")
 	}
-	if at.State == store.StateOpen {
-		if err := a.conclude(ctx, &at, req.GetJobToken(), held.closing); err != nil {
-			return nil, err
-		}
+	if at.State != store.StateOpen {
+		return nil
 	}
-	if err := a.complete(ctx, &at); err != nil {
-		return nil, err
-	}
-	a.forget(at.ID)
-	return a.answer(ctx, at.ID)
+	return a.conclude(ctx, &at, req.GetJobToken(), held.closing)
 }
 
 // conclude brings an open attempt whose record is whole as far as it goes at
@@ -79,22 +87,22 @@ func (a *Authority) conclude(ctx context.Context, at *store.Attempt, token strin
 }
 
 // complete enters what was signed in the log, unless the profile lets that
-// happen later.
-func (a *Authority) complete(ctx context.Context, at *store.Attempt) error {
-	now, err := a.attempt(ctx, at.ID)
-	if err != nil {
+// happen later. It holds no lock: whoever else does the same, the first holds.
+// A log that does not answer is waited for by the authority, not by the host:
+// what is signed will be attested, so its job must not fail.
+func (a *Authority) complete(ctx context.Context, id string) error {
+	at, err := a.attempt(ctx, id)
+	if err != nil || at.State != store.StateSigned {
 		return err
-	}
-	if now.State != store.StateSigned {
-		return nil
 	}
 	if a.cfg.Transparency != nil && slices.Contains(a.cfg.Background, at.Profile) {
 		a.wakeUp()
 		return nil
 	}
-	if err := a.finish(ctx, &now); err != nil {
+	stepAside(ctx)
+	if err := a.finish(ctx, &at); err != nil {
+		a.cfg.Log.ErrorContext(ctx, "log entry follows later", "attempt", id, "error", err)
 		a.wakeUp()
-		return a.unavailable(ctx, "log", err)
 	}
 	return nil
 }
@@ -153,25 +161,18 @@ func (a *Authority) close(ctx context.Context, at *store.Attempt, d store.Decisi
 }
 
 // sign signs the statements of an attempt and keeps them, before anybody sees a
-// signature. If another replica kept its own first, these are forgotten.
+// signature. If another replica kept its own first, these are forgotten. For a
+// caller who has gone nothing is kept: a host that got no answer fails its job.
 func (a *Authority) sign(ctx context.Context, at *store.Attempt, statements []attest.Statement) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), signTimeout)
-	defer cancel()
-	turn, err := a.limits.signing.enter(ctx, at.Host, 1)
+	drafts, err := a.drafts(ctx, at, statements)
 	if err != nil {
 		return err
 	}
-	defer turn.leave()
-	drafts := make([]store.Bundle, 0, len(statements))
-	for _, st := range statements {
-		done := a.metrics.timed("sign")
-		bundle, err := a.cfg.Signer.Sign(ctx, st)
-		done()
-		if err != nil {
-			return a.unavailable(ctx, "sign", err)
-		}
-		drafts = append(drafts, store.Bundle{JSON: bundle, Subjects: st.Subjects})
+	if err := ctx.Err(); err != nil {
+		return status.FromContextError(err).Err()
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
+	defer cancel()
 	done := a.metrics.timed("store")
 	err = a.cfg.Store.Sign(ctx, at.ID, drafts, at.Job.Project)
 	done()
@@ -181,6 +182,28 @@ func (a *Authority) sign(ctx context.Context, at *store.Attempt, statements []at
 	}
 	a.limits.removeOpen(at.ID)
 	return nil
+}
+
+// drafts signs statements.
+func (a *Authority) drafts(ctx context.Context, at *store.Attempt, statements []attest.Statement) ([]store.Bundle, error) {
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	turn, err := a.limits.signing.enter(ctx, at.Host, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer turn.leave()
+	drafts := make([]store.Bundle, 0, len(statements))
+	for _, st := range statements {
+		done := a.metrics.timed("sign")
+		bundle, err := a.cfg.Signer.Sign(ctx, st)
+		done()
+		if err != nil {
+			return nil, a.unavailable(ctx, "sign", err)
+		}
+		drafts = append(drafts, store.Bundle{JSON: bundle, Subjects: st.Subjects})
+	}
+	return drafts, nil
 }
 
 // answer tells what is in the store, and nothing else.

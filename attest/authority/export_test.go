@@ -1,6 +1,7 @@
 package authority
 
 import (
+	"context"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
@@ -57,4 +58,19 @@ func RequestedKey(der []byte) (any, error) {
 		return nil, err
 	}
 	return req.PublicKey, nil
+}
+
+// InTurn is a call's context that has its turn.
+func (a *Authority) InTurn(ctx context.Context) context.Context {
+	turn, err := a.limits.running.enter(ctx, "", 1)
+	if err != nil {
+		panic(err)
+	}
+	return context.WithValue(ctx, roomKey{}, &room{limits: a.limits, running: turn})
+}
+
+// Running is how many calls have their turn.
+func (a *Authority) Running() int64 {
+	used, _ := a.limits.running.state()
+	return used
 }

@@ -15,6 +15,7 @@ import (
 	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"google.golang.org/grpc/codes"
 
+	"hallmark.build/attest"
 	"hallmark.build/attest/attesttest"
 	"hallmark.build/attest/authority"
 	"hallmark.build/attest/authority/authoritypb"
@@ -28,11 +29,15 @@ type fakeLog struct {
 	mu      sync.Mutex
 	err     error
 	entered map[string]int // by draft
+	during  func()         // is called while something is entered
 }
 
 func (l *fakeLog) Enter(_ context.Context, draft []byte) ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.during != nil {
+		l.during()
+	}
 	if l.err != nil {
 		return nil, l.err
 	}
@@ -287,13 +292,21 @@ func TestLateClosing(t *testing.T) {
 	}
 }
 
+// mustClosePending closes an attempt that is signed, and lacks the log's proof.
+func (w *world) mustClosePending(res *authoritypb.OpenResponse, head string) {
+	w.t.Helper()
+	out, err := w.close(res, head)
+	if err != nil || !out.GetPending() || len(out.GetAttestations()) != 0 || !strings.Contains(out.GetReason(), "log proof follows") {
+		w.t.Fatalf("%v, %v", out, err)
+	}
+}
+
 // TestBundlesCarryTheLogsProof holds that nobody gets a bundle without it.
 func TestBundlesCarryTheLogsProof(t *testing.T) {
 	w, log := logged(t, func(*authority.Config) {})
 	res, head := w.whole()
 	log.set(errors.New("the log is down"))
-	_, err := w.close(res, head)
-	wantCode(t, err, codes.Unavailable)
+	w.mustClosePending(res, head)
 	if w.state(res) != store.StateSigned || w.signer.count != 1 {
 		t.Fatalf("%s, signed %d times", w.state(res), w.signer.count)
 	}
@@ -322,8 +335,7 @@ func TestSignedIsResumed(t *testing.T) {
 	w, log := logged(t, func(*authority.Config) {})
 	log.set(errors.New("the log is down"))
 	res, head := w.whole()
-	_, err := w.close(res, head)
-	wantCode(t, err, codes.Unavailable)
+	w.mustClosePending(res, head)
 	if err := w.a.ResumeOnce(t.Context()); err == nil {
 		t.Error("resumed without a log")
 	}
@@ -340,15 +352,74 @@ func TestSignedIsResumed(t *testing.T) {
 	}
 }
 
+// leavingSigner signs for a caller who goes away meanwhile.
+type leavingSigner struct {
+	authority.Signer
+	leave func()
+}
+
+func (s leavingSigner) Sign(ctx context.Context, st attest.Statement) ([]byte, error) {
+	s.leave()
+	return s.Signer.Sign(context.WithoutCancel(ctx), st)
+}
+
+// TestNothingIsSignedForWhoLeft holds that a host which got no answer, and so
+// fails its job, finds no attestation of it later.
+func TestNothingIsSignedForWhoLeft(t *testing.T) {
+	w := newWorld(t)
+	ctx, leave := context.WithCancel(t.Context())
+	w.change = func(c *authority.Config) { c.Signer = leavingSigner{c.Signer, leave} }
+	w.restart()
+	res, head := w.whole()
+	req := &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: head, JobToken: "glcbt-token"}
+	_, err := w.a.Close(ctx, req)
+	wantCode(t, err, codes.Canceled)
+	if w.state(res) != store.StateOpen {
+		t.Fatalf("the attempt is %s", w.state(res))
+	}
+	if out, err := w.close(res, head); err != nil || len(out.GetAttestations()) != 1 {
+		t.Errorf("asked again: %v, %v", out, err)
+	}
+}
+
+// TestTheLogHoldsUpNobody holds that while a signature is entered nobody waits
+// for the job's lock or for the host's turn.
+func TestTheLogHoldsUpNobody(t *testing.T) {
+	w, log := logged(t, func(*authority.Config) {})
+	entered := 0
+	log.during = func() {
+		entered++
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, unlock, err := w.store.Lock(ctx, 4242)
+		if err != nil {
+			t.Errorf("the job is locked: %v", err)
+			return
+		}
+		unlock()
+		if n := w.a.Running(); n != 0 {
+			t.Errorf("%d turns taken", n)
+		}
+	}
+	log.set(errors.New("the log is down"))
+	res, head := w.whole()
+	req := &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: head, JobToken: "glcbt-token"}
+	if _, err := w.a.Close(w.a.InTurn(t.Context()), req); err != nil {
+		t.Fatal(err)
+	}
+	log.set(nil)
+	w.resume()
+	if entered != 2 || w.state(res) != store.StateClosed {
+		t.Errorf("%s after %d tries", w.state(res), entered)
+	}
+}
+
 // TestBackgroundProfilesDoNotWait holds that their hosts are told the truth.
 func TestBackgroundProfilesDoNotWait(t *testing.T) {
 	w, log := logged(t, func(c *authority.Config) { c.Background = []string{"hermetic"} })
 	res, head := w.whole()
 	for range 2 {
-		out, err := w.close(res, head)
-		if err != nil || !out.GetPending() || len(out.GetAttestations()) != 0 || !strings.Contains(out.GetReason(), "log proof follows") {
-			t.Fatalf("%v, %v", out, err)
-		}
+		w.mustClosePending(res, head)
 	}
 	if log.statements() != 0 || w.state(res) != store.StateSigned {
 		t.Errorf("%d entered, %s", log.statements(), w.state(res))

@@ -60,7 +60,7 @@ func (a *Authority) resumeSigned(ctx context.Context) error {
 		var g errgroup.Group
 		g.SetLimit(resumeAtOnce)
 		for i := range all {
-			g.Go(func() error { return a.resume(ctx, &all[i], store.StateSigned, a.finish) })
+			g.Go(func() error { return a.finish(ctx, &all[i]) })
 		}
 		if err := g.Wait(); err != nil || len(all) < resumeBatch {
 			return err
@@ -78,31 +78,32 @@ func (a *Authority) resumeWaiting(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(askAtOnce)
 	for i := range all {
-		g.Go(func() error { return a.resume(ctx, &all[i], store.StateOpen, a.confirmed) })
+		g.Go(func() error { return a.resume(ctx, &all[i]) })
 	}
 	return g.Wait()
 }
 
-// resume takes the next step with an attempt under its job's lock, if it is
-// still in the state in which it was found.
-func (a *Authority) resume(ctx context.Context, found *store.Attempt, state store.State, step func(context.Context, *store.Attempt) error) error {
+// resume takes the next step with an attempt that waits, under its job's lock,
+// if it still waits.
+func (a *Authority) resume(ctx context.Context, found *store.Attempt) error {
 	ctx, unlock, err := a.lockJob(ctx, found.Job.ID)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	at, err := a.attempt(ctx, found.ID)
-	if err != nil || at.State != state {
+	if err != nil || at.State != store.StateOpen {
 		return err
 	}
-	return step(ctx, &at)
+	return a.confirmed(ctx, &at)
 }
 
 // finish enters the signatures of an attempt in the log and closes it with the
-// proofs. It can be repeated: a signature has one place in the log.
+// proofs. It can be repeated, and needs no lock: the drafts are what they are, a
+// signature has one place in the log, and the first decision holds.
 func (a *Authority) finish(ctx context.Context, at *store.Attempt) error {
 	drafts, err := a.cfg.Store.Drafts(ctx, at.ID)
-	if err != nil {
+	if err != nil || len(drafts) == 0 { // closed meanwhile
 		return err
 	}
 	if err := a.enter(ctx, drafts); err != nil {
