@@ -10,8 +10,11 @@ import (
 	"hallmark.build/sandbox/record"
 )
 
-// closeTimeout bounds closing an attempt with the authority.
-const closeTimeout = time.Minute
+// Bounds of closing an attempt with the authority.
+const (
+	closeTimeout = time.Minute
+	oneClose     = 25 * time.Second // of that, for one Close
+)
 
 // attest closes the record after the uploads. It is the last moment at which
 // the job can still be failed, so a job whose outputs cannot be attested fails
@@ -63,12 +66,36 @@ func (h *Host) judge(ctx context.Context, j *job, head record.Head) error {
 	if err := j.pump.acknowledged(ctx); err != nil {
 		return err
 	}
-	closed, err := h.authority.Close(ctx, j.opened.Attempt, head, j.payload.Token)
+	closed, err := h.persist(ctx, j, head)
 	if err != nil {
 		return fmt.Errorf("close the attempt with the authority: %w", err)
 	}
 	j.closed = closed
 	return nil
+}
+
+// persist repeats Close, as the pump repeats Append, while there is no answer: the
+// decision may have been made and only the answer lost, and then the job must
+// not fail.
+func (h *Host) persist(ctx context.Context, j *job, head record.Head) (Closed, error) {
+	deadline := time.Now().Add(j.pump.patience)
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		closed, err := h.closeOnce(ctx, j, head)
+		if !unavailable(err) || time.Now().After(deadline) {
+			return closed, err
+		}
+		select {
+		case <-ctx.Done():
+			return closed, err
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (h *Host) closeOnce(ctx context.Context, j *job, head record.Head) (Closed, error) {
+	ctx, cancel := context.WithTimeout(ctx, oneClose)
+	defer cancel()
+	return h.authority.Close(ctx, j.opened.Attempt, head, j.payload.Token)
 }
 
 // A fate is what became of a job's outputs, in one word for the job's log.

@@ -25,6 +25,7 @@ type fakeAuthority struct {
 	down   bool // answers nothing
 	broken bool // acknowledges lines, and cannot close
 	refuse error
+	lost   int // so many answers to Close get lost
 	lines  [][]byte
 	closes []string // the tokens that came with them
 }
@@ -67,6 +68,10 @@ func (f *fakeAuthority) Close(_ context.Context, _ string, head record.Head, tok
 		return Closed{}, errors.New("another head")
 	}
 	f.closes = append(f.closes, token)
+	if f.lost > 0 {
+		f.lost--
+		return Closed{}, context.DeadlineExceeded
+	}
 	return Closed{Attestations: []Attestation{{URL: "https://ci.example.com/v1/bundles/x"}}}, nil
 }
 
@@ -182,6 +187,21 @@ func TestJobEndsAlthoughTheAuthorityIsSilent(t *testing.T) {
 				t.Errorf("%d records left, closed with %q", w.files(t, w.late()), w.authority.closes)
 			}
 		})
+	}
+}
+
+// TestLostAnswerFailsNoJob holds that the authority is asked again for what it
+// may have decided.
+func TestLostAnswerFailsNoJob(t *testing.T) {
+	w := newLateWorld(t, false)
+	w.authority.set(func(f *fakeAuthority) { f.lost = 2 })
+	w.j.pump.patience = time.Minute
+	w.seal(t)
+	if err := w.attest(t.Context(), w.j); err != nil {
+		t.Fatal(err)
+	}
+	if w.j.fate() != attested || len(w.authority.closes) != 3 {
+		t.Errorf("%s, closed %d times", w.j.fate(), len(w.authority.closes))
 	}
 }
 
