@@ -72,24 +72,31 @@ type usageError struct {
 
 func (e *usageError) Error() string { return e.msg }
 
-// parse reads flags, -config among them, and wants so many arguments besides.
-func (in invocation) parse(arguments int, define func(*flag.FlagSet)) (file string, rest []string, err error) {
+// parse reads flags, -config among them and wherever they stand, and wants so
+// many arguments besides.
+func (in invocation) parse(arguments int, define func(*flag.FlagSet)) (file string, args []string, err error) {
 	flags := flag.NewFlagSet("hallmark-attestd "+in.command, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&file, "config", defaultConfig, "")
 	if define != nil {
 		define(flags)
 	}
-	err = flags.Parse(in.args)
+	for left := in.args; ; left = flags.Args()[1:] {
+		if err := flags.Parse(left); err != nil {
+			return "", nil, &usageError{msg: err.Error()}
+		}
+		if flags.NArg() == 0 {
+			break
+		}
+		args = append(args, flags.Arg(0))
+	}
 	switch {
-	case err != nil:
-		return "", nil, &usageError{msg: err.Error()}
-	case flags.NArg() > arguments:
-		return "", nil, &usageError{msg: fmt.Sprintf("%q: unexpected argument", flags.Arg(arguments))}
-	case flags.NArg() < arguments:
+	case len(args) > arguments:
+		return "", nil, &usageError{msg: fmt.Sprintf("%q: unexpected argument", args[arguments])}
+	case len(args) < arguments:
 		return "", nil, &usageError{msg: in.command + ": an argument is missing"}
 	}
-	return file, flags.Args(), nil
+	return file, args, nil
 }
 
 func main() {
