@@ -82,7 +82,7 @@ func TestBackupUnderLoad(t *testing.T) {
 	defer s.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	for w := range 3 {
+	for w := range 2 {
 		wg.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
 				if err := lifeOf(t.Context(), s, 1000*w+n); err != nil {
@@ -92,7 +92,7 @@ func TestBackupUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	for range 5 {
+	for range 3 {
 		to := filepath.Join(t.TempDir(), "copy")
 		sum, err := embedded.Backup(t.Context(), dir, to)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"hallmark.build/attest"
 	"hallmark.build/attest/store"
@@ -144,14 +145,12 @@ func (s *Store) upload(ctx context.Context, bundles []store.Bundle) ([]string, e
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, maxCall)
-	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxUploads)
 	for i, b := range bundles {
-		if err := s.bucket.put(ctx, digests[i], b.JSON); err != nil {
-			return nil, wrap(err)
-		}
+		g.Go(func() error { return s.bucket.put(ctx, digests[i], b.JSON) })
 	}
-	return digests, nil
+	return digests, wrap(g.Wait())
 }
 
 func decide(ctx context.Context, tx pgx.Tx, id string, from store.State, d *store.Decision, digests []string) error {

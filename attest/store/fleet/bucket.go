@@ -22,8 +22,9 @@ import (
 )
 
 const (
-	maxBundle = 256 << 20 // bytes; the largest statement is far from it
-	prefix    = "bundles/"
+	maxBundle  = 256 << 20 // bytes; the largest statement is far from it
+	maxUploads = 4         // at a time, of one attempt
+	prefix     = "bundles/"
 )
 
 // A bucket keeps bundles by their SHA-256.
@@ -75,6 +76,8 @@ func digestOf(data []byte) string {
 
 // put stores a bundle. Doing so again changes nothing.
 func (b *bucket) put(ctx context.Context, digest string, data []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, maxCall)
+	defer cancel()
 	_, err := b.client.PutObject(ctx, b.name, prefix+digest, bytes.NewReader(data), int64(len(data)),
 		minio.PutObjectOptions{ContentType: "application/json", DisableMultipart: true, SendContentMd5: true})
 	if err != nil {

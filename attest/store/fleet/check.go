@@ -84,17 +84,31 @@ func (s *Store) checkRows(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// checkRecords looks for records with a gap, or that end before they should.
+// checkRecords looks for records with a gap, or that end before they should. It
+// reads all of them, a few at a time: a call has its bounds.
 func (s *Store) checkRecords(ctx context.Context) error {
-	broken, err := list(ctx, s, pgx.RowTo[string], `SELECT id FROM attempts a LEFT JOIN LATERAL (
-			SELECT sum(length(lines)) AS size, bool_and(at = before) AS whole FROM (
-				SELECT at, lines, coalesce(sum(length(lines)) OVER (ORDER BY at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
-				FROM record_lines WHERE attempt = a.id) parts) r ON true
-		WHERE record_size <> coalesce(size, 0) OR NOT coalesce(whole, true)`)
-	if err == nil && len(broken) > 0 {
-		err = fmt.Errorf("store: records that are broken: %s", strings.Join(broken, ", "))
+	type row struct {
+		ID    string
+		Whole bool
 	}
-	return err
+	var errs []error
+	for last := ""; ; {
+		rows, err := list(ctx, s, pgx.RowToStructByPos[row], `SELECT id, record_size = coalesce(size, 0) AND coalesce(joined, true)
+			FROM (SELECT id, record_size FROM attempts WHERE id > $1 ORDER BY id LIMIT 200) a LEFT JOIN LATERAL (
+				SELECT sum(length(lines)) AS size, bool_and(at = before) AS joined FROM (
+					SELECT at, lines, coalesce(sum(length(lines)) OVER (ORDER BY at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before
+					FROM record_lines WHERE attempt = a.id) parts) r ON true
+			ORDER BY id`, last)
+		if err != nil || len(rows) == 0 {
+			return errors.Join(append(errs, err)...)
+		}
+		for _, r := range rows {
+			if !r.Whole {
+				errs = append(errs, fmt.Errorf("store: record %s: broken", r.ID))
+			}
+		}
+		last = rows[len(rows)-1].ID
+	}
 }
 
 // checkBucket reads every bundle, and looks for those that nobody knows of.

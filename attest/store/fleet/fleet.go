@@ -77,6 +77,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -113,6 +114,8 @@ type Options struct {
 	AccessKey string
 	SecretKey string
 	Roots     *x509.CertPool // of the object storage's TLS; nil means the system's
+
+	hold time.Duration // maxHold, in tests less
 }
 
 // ReadSecrets reads the database's password, if there is a file of it, and the
@@ -179,7 +182,7 @@ func open(ctx context.Context, o Options, atHome func(context.Context, *pgx.Conn
 	if s.pool, err = connect(ctx, o, maxConnections, nil); err != nil {
 		return nil, fmt.Errorf("store: database: %w", err)
 	}
-	held := map[string]string{"idle_session_timeout": millis(maxHold)}
+	held := map[string]string{"idle_session_timeout": millis(cmp.Or(o.hold, maxHold))}
 	if s.locks, err = connect(ctx, o, maxLocks, held); err != nil {
 		return nil, errors.Join(fmt.Errorf("store: database: %w", err), s.Close())
 	}

@@ -315,6 +315,44 @@ func TestLostLock(t *testing.T) {
 	}
 }
 
+// TestSleepingReplica has a replica take a lock and do nothing more.
+func TestSleepingReplica(t *testing.T) {
+	o := running.Fresh(t)
+	first, second := open(t, o.WithHold(time.Second)), open(t, o)
+	a := storetest.Attempt(1, 1)
+	if err := second.Begin(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	locked, unlock, err := first.Lock(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	_, release, err := second.Lock(t.Context(), 1) // once the first one's time is up
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if err := first.Sign(locked, a.ID, storetest.Drafts(1, 1), "group/project"); !contains(err, "lost") {
+		t.Errorf("signed after it woke up: %v", err)
+	}
+}
+
+// TestBrokenRecord takes a part out of a record.
+func TestBrokenRecord(t *testing.T) {
+	o := running.Fresh(t)
+	s := open(t, o)
+	storetest.Fill(t, s)
+	id := storetest.Attempt(3, 0).ID
+	run(t, o.Database, "INSERT INTO record_lines VALUES ('"+id+"', 20, 'three')")
+	if _, err := s.Record(t.Context(), id); !contains(err, "broken at byte 8") {
+		t.Errorf("%v", err)
+	}
+	if err := s.Check(t.Context()); !contains(err, id+": broken") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestManyReplicas has many open, append to, sign and close attempts of the
 // same jobs at once, without locks: states alone keep them apart.
 func TestManyReplicas(t *testing.T) {
