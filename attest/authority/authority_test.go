@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +30,7 @@ import (
 	"hallmark.build/attest/sign"
 	"hallmark.build/attest/store"
 	"hallmark.build/attest/store/embedded"
+	"hallmark.build/attest/tlog"
 	"hallmark.build/sandbox/record"
 )
 
@@ -1098,38 +1101,68 @@ func FuzzAppend(f *testing.F) {
 }
 
 func BenchmarkClose(b *testing.B) {
-	for _, n := range []int{10, 1_000, 10_000} {
-		b.Run(fmt.Sprintf("deps=%d", n), func(b *testing.B) {
-			w := newWorld(b)
-			job := int64(1)
-			for b.Loop() {
-				b.StopTimer()
-				w.now = attesttest.Start()
-				req := openRequest()
-				req.Profile, req.Job.Id = "firewalled", job
-				job++
-				res, err := w.a.Open(b.Context(), req)
-				if err != nil {
-					b.Fatal(err)
-				}
-				events := attesttest.Dependencies(n)
-				o := opened(res)
-				o.Profile, o.External.Profile, o.Network.Build, o.Job.ID = "firewalled", "firewalled", "border", req.GetJob().GetId()
-				events[0].Data = o
-				head := ""
-				for _, l := range w.lines(events) {
-					sum, err := w.append(res, l)
-					if err != nil {
-						b.Fatal(err)
-					}
-					head = sum.GetHead()
-					w.now = w.now.Add(time.Second)
-				}
-				b.StartTimer()
-				if _, err := w.close(res, head); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
+	for _, withLog := range []bool{false, true} {
+		for _, n := range []int{10, 1_000, 10_000} {
+			b.Run(fmt.Sprintf("log=%v/deps=%d", withLog, n), func(b *testing.B) { benchmarkClose(b, withLog, n) })
+		}
 	}
+}
+
+func benchmarkClose(b *testing.B, withLog bool, n int) {
+	w := newWorld(b)
+	if withLog {
+		w.change = func(c *authority.Config) { c.Transparency = w.builtInLog() }
+		w.restart()
+	}
+	job := int64(1)
+	for b.Loop() {
+		b.StopTimer()
+		w.now = attesttest.Start()
+		req := openRequest()
+		req.Profile, req.Job.Id = "firewalled", job
+		job++
+		res, err := w.a.Open(b.Context(), req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		events := attesttest.Dependencies(n)
+		o := opened(res)
+		o.Profile, o.External.Profile, o.Network.Build, o.Job.ID = "firewalled", "firewalled", "border", req.GetJob().GetId()
+		events[0].Data = o
+		head := ""
+		for some := range slices.Chunk(w.lines(events), 200) { // of which each is a second later
+			sum, err := w.append(res, some...)
+			if err != nil {
+				b.Fatal(err)
+			}
+			head = sum.GetHead()
+			w.now = w.now.Add(time.Duration(len(some)) * time.Second)
+		}
+		b.StartTimer()
+		if _, err := w.close(res, head); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// builtInLog is the log that an authority has by default.
+func (w *world) builtInLog() *tlog.BuiltIn {
+	w.t.Helper()
+	key, err := tlog.FileKey(filepath.Join(w.dir, "keys", "log.pem"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	l, err := tlog.Open(w.t.Context(), tlog.Options{
+		Tiles: filepath.Join(w.dir, "log"), History: filepath.Join(w.dir, "log-history"), Key: key,
+		BaseURL: &url.URL{Scheme: "https", Host: "ci.example.com", Path: "/log"},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		if err := l.Close(context.Background()); err != nil {
+			w.t.Error(err)
+		}
+	})
+	return l
 }

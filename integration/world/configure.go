@@ -2,6 +2,7 @@ package world
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ const (
 	sandboxdFile = "/etc/hallmark/sandboxd.toml"
 	attestdFile  = "/etc/hallmark/attestd.toml"
 	runnerFile   = "/etc/gitlab-runner/config.toml"
+	tokenFile    = "/etc/hallmark/gitlab-token"
 
 	sandboxdSocket = "/run/hallmark/sandboxd.sock"
 	attestdHTTP    = "127.0.0.1:8470"
@@ -34,12 +36,15 @@ func (w *World) configure() error {
 	for file, content := range map[string]string{
 		caFile:       string(w.caPEM),
 		sandboxdFile: sandboxdConfig(helper),
-		attestdFile: fmt.Sprintf("gitlab_url = %q\ngitlab_ca = %q\nbuilder_uri = %q\npublic_url = %q\n",
-			"https://"+GitLabName, caFile, BuilderURI, AttestdURL),
+		attestdFile: fmt.Sprintf("gitlab_url = %q\ngitlab_ca = %q\nbuilder_uri = %q\npublic_url = %q\ngitlab_token_file = %q\n",
+			"https://"+GitLabName, caFile, BuilderURI, AttestdURL, tokenFile),
 	} {
 		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
 			return err
 		}
+	}
+	if err := errors.Join(os.WriteFile(tokenFile, []byte(readToken+"\n"), 0o600), os.Chown(tokenFile, AttestdUID, AttestdUID)); err != nil {
+		return err
 	}
 	w.Attestd = &Daemon{
 		Name: "hallmark-attestd", UID: AttestdUID, log: filepath.Join(w.logs, "attestd.log"),

@@ -29,6 +29,9 @@ const (
 	Shell      = "glrt-shellexecutor01234" // no sandbox: what to compare with
 )
 
+// readToken is the authority's own at GitLab.
+const readToken = "glpat-authority0123456789"
+
 // BuilderURI is the platform's name in provenance.
 const BuilderURI = "https://ci.example.test/hallmark"
 
@@ -103,7 +106,7 @@ func (w *World) connect() (err error) {
 	w.caPEM = caPEM
 	w.repositories = filepath.Join(w.scratch, "repositories")
 	w.GitLab, err = coordinator.New(coordinator.Options{
-		URL: "https://" + GitLabName, Repositories: w.repositories, LongPoll: 5 * time.Second,
+		URL: "https://" + GitLabName, Repositories: w.repositories, LongPoll: 5 * time.Second, ReadToken: readToken,
 	})
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ func (h *Host) close(ctx context.Context, j *job, res result) error {
 }
 
 func (h *Host) judge(ctx context.Context, j *job, head record.Head) error {
-	if err := j.pump.acknowledged(ctx); err != nil {
+	if err := j.delivered(ctx); err != nil {
 		return err
 	}
 	closed, err := h.persist(ctx, j, head)

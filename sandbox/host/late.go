@@ -17,8 +17,13 @@ import (
 // told that it may end. A daemon that dies before leaves it among the records of
 // jobs that failed, which are never attested.
 
-// lateEvery is how often an authority that did not answer is asked again.
-const lateEvery = 10 * time.Second
+const (
+	// lateEvery is how often an authority that did not answer is asked again.
+	lateEvery = 10 * time.Second
+	// latePatience is how long each step of a job that may end without the
+	// authority waits for it.
+	latePatience = 10 * time.Second
+)
 
 // postpone keeps a closed record, durably, for an authority that answers.
 func (h *Host) postpone(j *job, why error) error {

@@ -152,11 +152,22 @@ func (j *job) seal(ctx context.Context) error {
 // acknowledged waits until the authority holds the record so far. Once the work
 // tree is sealed, an authority that stays silent need not fail the job.
 func (j *job) acknowledged(ctx context.Context) error {
-	err := j.pump.acknowledged(ctx)
+	err := j.delivered(ctx)
 	if j.spool && j.sealed && unavailable(err) {
 		return nil
 	}
 	return err
+}
+
+// delivered waits for the authority, and not for long where the job may end
+// without it.
+func (j *job) delivered(ctx context.Context) error {
+	if j.spool && j.sealed {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, latePatience)
+		defer cancel()
+	}
+	return j.pump.acknowledged(ctx)
 }
 
 // script runs a stage's script between its two entries in the record.
