@@ -97,7 +97,8 @@ func members(t reflect.Type) func(name string) *reflect.Type {
 	case t == nil || t == rawType:
 		return func(string) *reflect.Type { return &any }
 	case t.Kind() == reflect.Struct:
-		return func(name string) *reflect.Type { return field(t, name) }
+		byName := fields(t)
+		return func(name string) *reflect.Type { return byName[name] }
 	case t.Kind() == reflect.Slice || t.Kind() == reflect.Map:
 		elem := t.Elem()
 		return func(string) *reflect.Type { return &elem }
@@ -105,15 +106,17 @@ func members(t reflect.Type) func(name string) *reflect.Type {
 	return func(string) *reflect.Type { return &any }
 }
 
-// field finds a field by the name that its tag gives it, to the letter.
-func field(t reflect.Type, name string) *reflect.Type {
+// fields are those of a struct by the names that their tags give them, to the
+// letter.
+func fields(t reflect.Type) map[string]*reflect.Type {
+	byName := make(map[string]*reflect.Type, t.NumField())
 	for i := range t.NumField() {
 		f := t.Field(i)
-		if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag == name && name != "" {
-			return &f.Type
+		if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag != "" {
+			byName[tag] = &f.Type
 		}
 	}
-	return nil
+	return byName
 }
 
 // lineReader splits at newlines and bounds each line.
