@@ -314,6 +314,28 @@ func flip(t *testing.T, name string, at int) {
 	}
 }
 
+func BenchmarkAudit(b *testing.B) {
+	o := options(b, b.TempDir())
+	_, all := drafts(b, b.N)
+	enterAll(b, open(b, o), all)
+	b.ResetTimer()
+	r, err := Audit(b.Context(), o, nil)
+	if err != nil || !r.Proven() {
+		b.Fatal(err, r)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+}
+
+func BenchmarkReopen(b *testing.B) {
+	o := options(b, b.TempDir())
+	_, all := drafts(b, b.N)
+	l := open(b, o)
+	enterAll(b, l, all)
+	closeLog(b, l)
+	b.ResetTimer()
+	closeLog(b, open(b, o))
+}
+
 func FuzzEntry(f *testing.F) {
 	_, all := drafts(f, 1)
 	d, err := parseDraft(all[0])

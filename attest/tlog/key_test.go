@@ -1,0 +1,79 @@
+package tlog
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"hallmark.build/attest/sign/key"
+	"hallmark.build/attest/sign/key/keytest"
+)
+
+// TestKeyInAToken signs checkpoints with a key that nobody can take away.
+func TestKeyInAToken(t *testing.T) {
+	uri := keytest.New(t).Generate("log", "01")
+	k, err := key.Open(t.Context(), uri, key.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.Close() })
+	o := options(t, t.TempDir())
+	o.Key = DigestKey(k)
+	a, all := drafts(t, 2)
+	l := open(t, o)
+	root := trustedRoot(t, a, l)
+	for _, d := range all {
+		bundle, _ := enter(t, l, d)
+		mustVerify(t, bundle, root)
+		cosign(t, bundle, root)
+	}
+	if r := audit(t, o, nil); !r.Proven() || r.Logs[0].Entries != 2 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestFileKey(t *testing.T) {
+	t.Parallel()
+	name := filepath.Join(t.TempDir(), "keys", "log-1.pem")
+	first, err := FileKey(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sound, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := FileKey(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !again.(fileKey).key.Equal(first.(fileKey).key) {
+		t.Error("another key the second time")
+	}
+	for _, tt := range []struct {
+		name, text string
+		mode       os.FileMode
+		want       string
+	}{
+		{"others can read it", string(sound), 0o644, "lets group or others in"},
+		{"empty", "", 0o600, "want one PEM block"},
+		{"more follows", string(sound) + "x", 0o600, "want one PEM block"},
+		{"a public key", strings.ReplaceAll(string(sound), "PRIVATE", "PUBLIC"), 0o600, "want one PEM block"},
+		{"cut off", strings.Replace(string(sound), "MC4CAQ", "MC4CAA", 1), 0o600, "does not parse"},
+		{"large", strings.Repeat("x", maxKeyFile+1), 0o600, "more than"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			name := filepath.Join(t.TempDir(), "log.pem")
+			if err := os.WriteFile(name, []byte(tt.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(name, tt.mode); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := FileKey(name); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
