@@ -62,7 +62,8 @@
 //
 // A host may be hostile, or only slow. Whatever it takes is bounded for each host
 // apart: connections, calls, bytes that arrive or wait, attempts, questions to
-// GitLab. What is shared is handed out in turns, host by host. See [Limits].
+// GitLab. What is shared is handed out in turns, host by host, so too among
+// attempts that wait: one of which GitLab says nothing delays no other. See [Limits].
 package authority
 
 import (
@@ -166,6 +167,8 @@ type Authority struct {
 	limits    *limits
 	tokens    jobTokens
 	wake      chan struct{} // has one element when there is something to go on with
+	signed    *backlog
+	waiting   *backlog
 
 	mu   sync.Mutex
 	live map[string]*live // by attempt; each guarded by its job's lock
@@ -193,6 +196,7 @@ func New(cfg Config) (*Authority, error) {
 	a := &Authority{
 		cfg: cfg, gitlab: base, maxRecord: MaxRecord, metrics: newMeters(),
 		limits: newLimits(cfg.Limits, cfg.Now), wake: make(chan struct{}, 1), live: map[string]*live{}, held: map[string]int64{},
+		signed: &backlog{atOnce: resumeAtOnce, now: cfg.Now}, waiting: &backlog{atOnce: askAtOnce, now: cfg.Now},
 	}
 	a.metrics.watch(a.limits)
 	a.metrics.gauge("hallmark_record_memory_bytes", a.memory)

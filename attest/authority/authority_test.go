@@ -45,6 +45,7 @@ type fakeGitLab struct {
 	asked   []string // tokens, and the results of jobs that have ended
 	facts   gitlab.Facts
 	bad     map[string]error // of Check, by token
+	jobs    map[int64]error  // of Ended, by job
 }
 
 func (f *fakeGitLab) Check(_ context.Context, token string, _ gitlab.Facts) (gitlab.Confirmed, error) {
@@ -68,6 +69,9 @@ func (f *fakeGitLab) Ended(_ context.Context, want gitlab.Facts, result string) 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked, f.facts = append(f.asked, "ended in "+result), want
+	if err := f.jobs[want.ID]; err != nil {
+		return err
+	}
 	return f.ended
 }
 

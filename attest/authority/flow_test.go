@@ -247,6 +247,46 @@ func TestWaitingForGitLab(t *testing.T) {
 	}
 }
 
+// TestWaitingHoldsUpNoOther has attempts before all others of which GitLab does
+// not say a word, as of projects that were deleted.
+func TestWaitingHoldsUpNoOther(t *testing.T) {
+	w := newWorld(t)
+	w.change = spool
+	w.restart()
+	w.gitlab.set(func(g *fakeGitLab) { g.closing, g.jobs = errors.New("connection refused"), map[int64]error{} })
+	var all []*authoritypb.OpenResponse
+	for i := range int64(12) {
+		req := openRequest()
+		req.Job.Id += i
+		res, err := w.a.Open(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := opened(res)
+		o.Job.ID += i
+		if out, err := w.close(res, w.mustAppend(res, w.lines(attesttest.JobOf(o))...).GetHead()); err != nil || !out.GetPending() {
+			t.Fatalf("%v, %v", out, err)
+		}
+		if all = append(all, res); i < 4 {
+			w.gitlab.jobs[req.Job.Id] = fmt.Errorf("%w: 404 Not Found", gitlab.ErrHidden)
+		}
+	}
+	w.restart() // the jobs' tokens are gone
+	if err := w.a.ResumeOnce(t.Context()); !errors.Is(err, gitlab.ErrHidden) {
+		t.Errorf("%v", err)
+	}
+	_ = w.a.ResumeOnce(t.Context()) // logged
+	for i, res := range all {
+		want := store.StateClosed
+		if i < 4 {
+			want = store.StateOpen
+		}
+		if have := w.state(res); have != want {
+			t.Errorf("attempt %d is %s, want %s", i, have, want)
+		}
+	}
+}
+
 func TestWaitingEndsAfterADay(t *testing.T) {
 	w, res := waiting(t)
 	w.now = w.now.Add(25 * time.Hour)

@@ -3,6 +3,7 @@ package authority
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,26 +14,35 @@ import (
 // How attempts are gone on with that nobody waits for.
 const (
 	resumeEvery  = 5 * time.Second
-	resumeBatch  = 256
-	resumeAtOnce = 64 // entered in the log: they share checkpoints
-	askAtOnce    = 4  // of GitLab
+	resumeMost   = 1 << 14 // are looked at in a round
+	resumeAtOnce = 64      // entered in the log: they share checkpoints
+	askAtOnce    = 4       // of GitLab
 )
 
 // Resume goes on with attempts that were signed and lack their log entry, or
 // that wait for GitLab, until ctx ends: those that a crash left, those whose
 // profile does not wait, and those that got no answer. Any replica takes them.
+// The log and GitLab do not wait for each other.
 func (a *Authority) Resume(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { a.again(ctx, a.wake, a.resumeSigned) })
+	wg.Go(func() { a.again(ctx, nil, a.resumeWaiting) })
+	wg.Wait()
+}
+
+// again goes one round after the other.
+func (a *Authority) again(ctx context.Context, wake <-chan struct{}, round func(context.Context) error) {
 	tick := time.NewTicker(resumeEvery)
 	defer tick.Stop()
 	for {
-		if err := a.ResumeOnce(ctx); err != nil && ctx.Err() == nil {
+		if err := sheltered(func() error { return round(ctx) }); err != nil && ctx.Err() == nil {
 			a.cfg.Log.ErrorContext(ctx, "resuming failed", "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-a.wake:
+		case <-wake:
 		}
 	}
 }
@@ -45,42 +55,25 @@ func (a *Authority) wakeUp() {
 	}
 }
 
-// ResumeOnce goes on with all attempts that it finds, once.
+// ResumeOnce goes on with all attempts that are due, once.
 func (a *Authority) ResumeOnce(ctx context.Context) error {
 	return errors.Join(a.resumeSigned(ctx), a.resumeWaiting(ctx))
 }
 
 func (a *Authority) resumeSigned(ctx context.Context) error {
-	for {
-		all, err := a.cfg.Store.Signed(ctx, resumeBatch)
-		if err != nil {
-			return err
-		}
-		// One that fails must not keep the others from their proof.
-		var g errgroup.Group
-		g.SetLimit(resumeAtOnce)
-		for i := range all {
-			g.Go(func() error { return a.finish(ctx, &all[i]) })
-		}
-		if err := g.Wait(); err != nil || len(all) < resumeBatch {
-			return err
-		}
-	}
-}
-
-// resumeWaiting asks GitLab about those that wait. The first that gets no
-// answer ends the round.
-func (a *Authority) resumeWaiting(ctx context.Context) error {
-	all, err := a.cfg.Store.Waiting(ctx, resumeBatch)
+	all, err := a.cfg.Store.Signed(ctx, resumeMost)
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(askAtOnce)
-	for i := range all {
-		g.Go(func() error { return a.resume(ctx, &all[i]) })
+	return a.signed.round(all, func(at *store.Attempt) error { return a.finish(ctx, at) })
+}
+
+func (a *Authority) resumeWaiting(ctx context.Context) error {
+	all, err := a.cfg.Store.Waiting(ctx, resumeMost)
+	if err != nil {
+		return err
 	}
-	return g.Wait()
+	return a.waiting.round(all, func(at *store.Attempt) error { return a.resume(ctx, at) })
 }
 
 // resume takes the next step with an attempt that waits, under its job's lock,

@@ -152,6 +152,11 @@ func TokenFile(name string) func() (string, error) {
 // ask about jobs whose token has ended.
 var ErrNoToken = errors.New("gitlab: the job's token has ended, and the authority has none of its own (gitlab_token_file)")
 
+// ErrHidden says that GitLab answers, and shows a job to the authority's own
+// token neither as it is nor as gone: what it does not show and what is not
+// there look the same.
+var ErrHidden = errors.New("gitlab: the authority's own token is refused")
+
 // answer is the part of GitLab's job entity that is compared. GitLab adds
 // fields over time: the others are ignored.
 type answer struct {
@@ -211,7 +216,8 @@ func (c *Client) Closing(ctx context.Context, token string, want Facts) error {
 }
 
 // Ended asks about a job whose token has ended, and whose record says that it
-// came to result. It is ErrNoToken where the authority has no token of its own.
+// came to result. It is ErrNoToken where the authority has no token of its own,
+// and ErrHidden where GitLab does not show that token the job.
 func (c *Client) Ended(ctx context.Context, want Facts, result string) error {
 	if c.own == nil {
 		return ErrNoToken
@@ -226,8 +232,7 @@ func (c *Client) Ended(ctx context.Context, want Facts, result string) error {
 	project, job := strconv.FormatInt(want.ProjectID, 10), strconv.FormatInt(want.ID, 10)
 	have, err := c.ask(ctx, c.base.JoinPath("api/v4/projects", project, "jobs", job), "PRIVATE-TOKEN", token)
 	if refused, ok := errors.AsType[*refusedError](err); ok {
-		// A project that is gone and a token that may not see it look the same.
-		return fmt.Errorf("gitlab: the authority's own token is refused: %s", refused.status)
+		return fmt.Errorf("%w: %s", ErrHidden, refused.status)
 	}
 	if err != nil {
 		return err
