@@ -326,13 +326,14 @@ func (a *Authority) Tidy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, at := range old {
-		if err := a.giveUp(ctx, &at); err != nil {
-			return err
+	var failed []error
+	for i := range old {
+		if err := sheltered(func() error { return a.giveUp(ctx, &old[i]) }); err != nil {
+			failed = append(failed, fmt.Errorf("attempt %s: %w", old[i].ID, err))
 		}
 	}
 	a.forgetIdle()
-	return a.cfg.Store.Sweep(ctx, a.now().Add(-sweepAfter))
+	return errors.Join(append(failed, a.cfg.Store.Sweep(ctx, a.now().Add(-sweepAfter)))...)
 }
 
 // giveUp ends an attempt that was never closed.

@@ -890,6 +890,48 @@ func TestTidy(t *testing.T) {
 	}
 }
 
+// stuckStore cannot decide about some attempts.
+type stuckStore struct {
+	store.Store
+	stuck map[string]func() error
+}
+
+func (s *stuckStore) Decide(ctx context.Context, id string, d store.Decision) error {
+	if fail := s.stuck[id]; fail != nil {
+		return fail()
+	}
+	return s.Store.Decide(ctx, id, d)
+}
+
+// TestTidyGoesOn holds that an attempt which cannot be given up, or panics, keeps
+// no other from it.
+func TestTidyGoesOn(t *testing.T) {
+	w := newWorld(t)
+	stuck := &stuckStore{stuck: map[string]func() error{}}
+	w.change = func(c *authority.Config) { stuck.Store = c.Store; c.Store = stuck }
+	w.restart()
+	var all []*authoritypb.OpenResponse
+	for i := range int64(3) {
+		req := openRequest()
+		req.Job.Id += i
+		res, err := w.a.Open(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, res)
+	}
+	stuck.stuck[all[0].GetAttempt()] = func() error { return errors.New("no space left") }
+	stuck.stuck[all[1].GetAttempt()] = func() error { panic("no index") }
+	w.now = w.now.Add(authority.MaxAge + time.Hour)
+	err := w.a.Tidy(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "no space left") || !strings.Contains(err.Error(), "no index") {
+		t.Errorf("%v", err)
+	}
+	if have := w.state(all[2]); have != store.StateRefused {
+		t.Errorf("the last attempt is %s", have)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	w := newWorld(t)
 	good := authority.Config{
