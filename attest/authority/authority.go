@@ -54,9 +54,10 @@
 //
 // The socket tells which user a host's daemon runs as; a certificate tells which
 // machine it is (see [HostCA]), and each call asks the store whether that machine
-// may still speak. A host could lie about a job from its start, if the job is one
-// that it may attest at all. What it cannot do is change its mind: acknowledged
-// lines stay. An attempt is its host's who opened it: for others it is not there.
+// may still speak, as is asked before an attempt is signed that waited. A host
+// could lie about a job from its start, if the job is one that it may attest at
+// all. What it cannot do is change its mind: acknowledged lines stay. An attempt
+// is its host's who opened it: for others it is not there.
 //
 // # Fairness
 //

@@ -117,6 +117,26 @@ func (a *Authority) mayAttest(ctx context.Context, profile, project string) erro
 	return nil
 }
 
+// stillMay condemns an attempt whose host was revoked, or lost its right to it,
+// since it closed the attempt. No caller is there to be refused.
+func (a *Authority) stillMay(ctx context.Context, at *store.Attempt) (bool, error) {
+	if at.Host == "" {
+		return true, nil
+	}
+	h, err := a.cfg.Store.Host(ctx, at.Host)
+	switch {
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return false, a.unavailable(ctx, "read host", err)
+	case err != nil || !h.Revoked.IsZero():
+		_ = a.condemn(ctx, EventRevokedHost, at, "host %s was revoked", at.Host)
+	case !slices.Contains(h.Profiles, at.Profile) || !matchesAny(h.Projects, at.Job.Project):
+		_ = a.condemn(ctx, EventNotPermitted, at, "host %s may not attest project %s in profile %s any more", at.Host, at.Job.Project, at.Profile)
+	default:
+		return true, nil
+	}
+	return false, nil
+}
+
 func (a *Authority) notPermitted(ctx context.Context, format string, args ...any) error {
 	why := fmt.Sprintf(format, args...)
 	a.auditSparingly(ctx, callerOf(ctx).Host, EventNotPermitted, "why", why, "host", callerOf(ctx).Host)

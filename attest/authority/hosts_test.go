@@ -546,6 +546,44 @@ func TestRights(t *testing.T) {
 	}
 }
 
+// TestRightsWhileItWaits has an attempt wait for GitLab whose host is revoked, or
+// loses its right to the project, before GitLab answers.
+func TestRightsWhileItWaits(t *testing.T) {
+	for event, change := range map[authority.Event]func(*fleet){
+		authority.EventRevokedHost: func(f *fleet) {
+			if err := f.store.RevokeHost(t.Context(), "runner-1", f.time()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		authority.EventNotPermitted: func(f *fleet) { f.join("runner-1", "other/**") },
+		"":                          func(*fleet) {},
+	} {
+		t.Run(string(event), func(t *testing.T) {
+			f := newFleetWith(t, func(w *world) { w.change = spool })
+			f.gitlab.set(func(g *fakeGitLab) { g.ended = errors.New("connection refused") })
+			h := f.join("runner-1")
+			if out, err := f.attest(t.Context(), h, 4242); err != nil || !out.GetPending() {
+				t.Fatalf("%v, %v", out, err)
+			}
+			change(f)
+			f.gitlab.set(func(g *fakeGitLab) { g.ended = nil })
+			f.resume()
+			f.resume()
+			all, err := f.store.AttemptsOfJob(t.Context(), 4242)
+			if err != nil || len(all) != 1 {
+				t.Fatalf("%d attempts, %v", len(all), err)
+			}
+			want := store.StateRefused
+			if event == "" {
+				want = store.StateClosed
+			}
+			if all[0].State != want || !strings.Contains(f.log.String(), "event="+string(event)) {
+				t.Errorf("%s: %s", all[0].State, all[0].Reason)
+			}
+		})
+	}
+}
+
 // TestForeignAttempts holds that no host can touch another's attempt, nor learn
 // that there is one.
 func TestForeignAttempts(t *testing.T) {

@@ -125,8 +125,11 @@ func (a *Authority) enter(ctx context.Context, drafts []store.Bundle) error {
 }
 
 // confirmed signs an attempt that waited for GitLab, once it has confirmed the
-// job.
+// job, if its host may still have it attested.
 func (a *Authority) confirmed(ctx context.Context, at *store.Attempt) error {
+	if ok, err := a.stillMay(ctx, at); err != nil || !ok {
+		return err
+	}
 	held, err := a.load(ctx, at)
 	if err != nil {
 		return err
