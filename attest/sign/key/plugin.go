@@ -11,10 +11,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"hallmark.build/attest/sign/key/token"
 )
 
 const (
@@ -150,6 +154,7 @@ func (p plugin) call(ctx context.Context, call pluginCall) (pluginAnswer, error)
 	}
 	out := &bounded{most: maxAnswer}
 	cmd := exec.CommandContext(ctx, p.path, pluginVersion, string(args))
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, token.PINVariable+"=") })
 	cmd.Stdout = out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to end with its children
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

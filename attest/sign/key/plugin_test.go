@@ -57,6 +57,9 @@ func plugin(name string) int {
 	}
 	signs := args.MethodName == "signMessage"
 	switch {
+	case os.Getenv("HALLMARK_PKCS11_PIN") != "":
+		_ = handler.WriteErrorResponse(os.Stdout, errors.New("a token's PIN is in the environment"))
+		return 1
 	case name == "silent" && signs:
 		time.Sleep(time.Hour)
 	case name == "orphan" && signs:
@@ -133,6 +136,7 @@ func installPlugins(t *testing.T, names ...string) {
 // TestPlugin speaks to a plugin that is made with the protocol's own library.
 func TestPlugin(t *testing.T) {
 	installPlugins(t, "good")
+	t.Setenv("HALLMARK_PKCS11_PIN", "of a token, and no plugin's business")
 	pub, data := generate(t)
 	k, err := key.Open(t.Context(), "good://"+strings.TrimPrefix(write(t, data), "file://"), key.Options{})
 	if err != nil {
