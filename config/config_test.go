@@ -453,6 +453,23 @@ func keys(typ reflect.Type) []string {
 	return list
 }
 
+// TestReadme reads the settings that the README tells people to make.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)<!-- config: attestd -->\n```\n(.*?)```").FindAllSubmatch(readme, -1)
+	if len(blocks) == 0 {
+		t.Fatal("the README has no settings of the authority")
+	}
+	for _, b := range blocks {
+		if _, err := ParseAttestd("README.md", append([]byte(minimalAttestd), b[1]...)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestExampleAllowRule takes the comment marks off the example's rule.
 func TestExampleAllowRule(t *testing.T) {
 	var text strings.Builder
