@@ -113,6 +113,7 @@ type world struct {
 	limits authority.Limits
 	clock  func() time.Time // in place of now, where that is set
 	hostCA *authority.HostCA
+	caKey  string                  // URI; empty: a file
 	change func(*authority.Config) // has the last word on the configuration
 	cfg    authority.Config
 }
@@ -140,7 +141,7 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	signer, err := sign.Open(w.t.Context(), sign.Options{Dir: filepath.Join(w.dir, "keys"), Issuer: "https://ci.example.com/hallmark", Now: w.time})
+	signer, err := sign.Open(w.t.Context(), sign.Options{Dir: filepath.Join(w.dir, "keys"), Issuer: "https://ci.example.com/hallmark", CAKey: w.caKey, Now: w.time})
 	if err != nil {
 		w.t.Fatal(err)
 	}

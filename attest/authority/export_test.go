@@ -66,7 +66,7 @@ func (a *Authority) InTurn(ctx context.Context) context.Context {
 	if err != nil {
 		panic(err)
 	}
-	return context.WithValue(ctx, roomKey{}, &room{limits: a.limits, running: turn})
+	return context.WithValue(ctx, roomKey{}, &room{a: a, running: turn})
 }
 
 // Running is how many calls have their turn.

@@ -58,6 +58,7 @@ const (
 	limitOpenAttempts = "OPEN_ATTEMPTS"
 	limitJoins        = "JOINS_PER_MINUTE"
 	limitRecord       = "RECORD_SIZE"
+	limitFields       = "FIELDS_OF_MESSAGE"
 	limitAttempts     = "ATTEMPTS_OF_JOB"
 )
 

@@ -296,6 +296,8 @@ func TestLimitsThatStay(t *testing.T) {
 	if client.IsTemporary(err) {
 		t.Errorf("too large a message is said to pass: %v", err)
 	}
+	_, err = h.Append(t.Context(), &authoritypb.AppendRequest{Attempt: res.GetAttempt(), Lines: make([][]byte, 4<<20)})
+	wantLimit(t, err, "FIELDS_OF_MESSAGE", false, "a message of more than 65536 fields")
 	for range authority.MaxAttempts - 1 {
 		f.works(h)
 	}
@@ -434,7 +436,7 @@ func (f *fleet) settles(line string) {
 func (f *fleet) attack(ctx context.Context, n int, from string, pair tls.Certificate) {
 	attacks := []func(ctx context.Context, from string, pair tls.Certificate){
 		f.attackHalfOpen, f.attackIdle, f.attackStreams, f.attackSlowWrites, f.attackSlowReads,
-		f.attackHeaders, f.attackTokens, f.attackRubbish, f.attackLines,
+		f.attackHeaders, f.attackTokens, f.attackRubbish, f.attackLines, f.attackResets, f.attackEmptyLines,
 	}
 	for ; ctx.Err() == nil; n++ {
 		round, end := context.WithTimeout(ctx, 2*time.Second)
@@ -560,6 +562,33 @@ func (f *fleet) attackLines(ctx context.Context, _ string, pair tls.Certificate)
 	}
 	for ctx.Err() == nil {
 		_, _ = stub.Append(ctx, &authoritypb.AppendRequest{Attempt: res.GetAttempt(), Lines: [][]byte{bytes.Repeat([]byte("x"), 1<<20)}})
+		pause(ctx)
+	}
+}
+
+// attackResets begins calls and takes them back, as fast as it can.
+func (f *fleet) attackResets(ctx context.Context, from string, pair tls.Certificate) {
+	r, err := f.raw(ctx, from, nil, pair)
+	if err != nil {
+		return
+	}
+	defer r.Close()
+	for ctx.Err() == nil {
+		for range 50 {
+			stream, err := r.begin(appendMethod)
+			if err != nil || r.framer.WriteRSTStream(stream, http2.ErrCodeCancel) != nil || r.framer.WritePing(false, [8]byte{}) != nil {
+				return
+			}
+		}
+		pause(ctx)
+	}
+}
+
+// attackEmptyLines sends messages that are far larger in memory than on the wire.
+func (f *fleet) attackEmptyLines(ctx context.Context, _ string, pair tls.Certificate) {
+	stub := f.with(pair)
+	for ctx.Err() == nil {
+		_, _ = stub.Append(ctx, &authoritypb.AppendRequest{Attempt: strings.Repeat("0", 32), Lines: make([][]byte, 1<<20)})
 		pause(ctx)
 	}
 }

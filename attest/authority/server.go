@@ -87,6 +87,7 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 		grpc.StaticConnWindowSize(1 << 20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second}),
 		grpc.InTapHandle(withDeadline),
+		grpc.ForceServerCodecV2(newFrugal()),
 	}
 }
 

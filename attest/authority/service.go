@@ -89,7 +89,7 @@ func (s *service) call(stream grpc.ServerStream, method string, handle func(cont
 		return err
 	}
 	known = true
-	room := &room{limits: s.a.limits, peer: peer}
+	room := &room{a: s.a, peer: peer}
 	defer room.leave()
 	ctx = context.WithValue(withCaller(ctx, caller), roomKey{}, room)
 	res, err := handle(ctx, func(req any) error { return room.read(ctx, stream, req) })
@@ -101,8 +101,8 @@ func (s *service) call(stream grpc.ServerStream, method string, handle func(cont
 
 // room is what a call holds of what is shared.
 type room struct {
-	limits *limits
-	peer   string
+	a    *Authority
+	peer string
 
 	incoming, running *share
 }
@@ -121,16 +121,20 @@ func stepAside(ctx context.Context) {
 // to have it answered. A request that comes slowly takes its own host's room alone.
 func (r *room) read(ctx context.Context, stream grpc.ServerStream, req any) error {
 	var err error
-	if r.incoming, err = r.limits.incoming.enter(ctx, r.peer, MaxMessage); err != nil {
+	if r.incoming, err = r.a.limits.incoming.enter(ctx, r.peer, MaxMessage); err != nil {
 		return err
 	}
-	if err := stream.RecvMsg(req); err != nil {
+	g := &guarded{message: req}
+	if err := stream.RecvMsg(g); err != nil {
 		return err
+	}
+	if g.excess != nil {
+		return r.a.limited(ctx, r.peer, limitFields, 0, "%v", g.excess)
 	}
 	if m, ok := req.(proto.Message); ok {
 		r.incoming.shrink(int64(proto.Size(m)))
 	}
-	r.running, err = r.limits.running.enter(ctx, r.peer, 1)
+	r.running, err = r.a.limits.running.enter(ctx, r.peer, 1)
 	return err
 }
 
