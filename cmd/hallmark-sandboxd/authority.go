@@ -53,15 +53,19 @@ func (a authority) Close(ctx context.Context, attempt string, head record.Head, 
 }
 
 // inWords drops gRPC's frame around the authority's own words, and tells
-// silence, after which one may ask again, from a refusal.
+// silence, after which one may ask again, from a refusal, and both from an
+// answer that decides nothing.
 func inWords(err error) error {
 	s, ok := status.FromError(err)
 	if !ok {
 		return err
 	}
 	text := &statusError{s.Message()}
-	if client.IsTemporary(err) {
+	switch {
+	case client.IsTemporary(err):
 		return &host.UnavailableError{Err: text}
+	case client.IsUndecided(err):
+		return &host.UndecidedError{Err: text}
 	}
 	return text
 }

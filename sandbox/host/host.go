@@ -33,7 +33,7 @@
 // the bound costs the attestation, unless the whole record was acknowledged
 // before and only the closing is missing, as when a signing service, the log or
 // GitLab is away. A job that was let go that way is compared with how GitLab saw
-// it end.
+// it end. A record that nobody decided about is given up after a day.
 package host
 
 import (
@@ -129,6 +129,14 @@ type UnavailableError struct{ Err error }
 func (e *UnavailableError) Error() string { return "authority: " + e.Err.Error() }
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
+// An UndecidedError says that the authority answered without a decision about
+// the record: it knows no such host, say, or the call failed there. A job fails for
+// it; a record that is kept may be closed later.
+type UndecidedError struct{ Err error }
+
+func (e *UndecidedError) Error() string { return "authority: " + e.Err.Error() }
+func (e *UndecidedError) Unwrap() error { return e.Err }
+
 func unavailable(err error) bool {
 	_, ok := errors.AsType[*UnavailableError](err)
 	return ok || errors.Is(err, context.DeadlineExceeded)
@@ -144,6 +152,7 @@ type Host struct {
 	ids       *idPool
 	leftover  []os.DirEntry // records of an earlier daemon
 	postponed chan struct{} // has one element when a record was left to be closed late
+	lastLate  string        // the late record that was tried last; closeLate's own
 
 	mu   sync.Mutex
 	jobs map[string]*job // by session

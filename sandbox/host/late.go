@@ -2,10 +2,12 @@ package host
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +25,10 @@ const (
 	// latePatience is how long each step of a job that may end without the
 	// authority waits for it.
 	latePatience = 10 * time.Second
+	// lateInRow is how many that get no answer one after the other end a round.
+	lateInRow = 3
+	// lateUntil is how long after the job's end a record is kept for an answer.
+	lateUntil = 24 * time.Hour
 )
 
 // postpone keeps a closed record, durably, for an authority that answers.
@@ -75,31 +81,56 @@ func (h *Host) closeLate(ctx context.Context) {
 	}
 }
 
-// closeLateOnes tries each late record whose job is gone. The first that gets
-// no answer ends the round.
+// closeLateOnes tries each late record whose job is gone. Some that get no answer
+// one after the other end the round, and the next begins behind them: no record
+// keeps others from being closed.
 func (h *Host) closeLateOnes(ctx context.Context) {
 	files, err := os.ReadDir(h.late())
 	if err != nil {
 		h.log.Error("late records", "error", err)
 		return
 	}
-	for _, f := range files {
+	next := max(0, slices.IndexFunc(files, func(f os.DirEntry) bool { return f.Name() > h.lastLate }))
+	silent := 0
+	for _, f := range slices.Concat(files[next:], files[:next]) {
 		if h.has(strings.TrimSuffix(f.Name(), ".jsonl")) {
 			continue
 		}
-		log := h.log.With("record", f.Name())
-		err := h.closeLateOne(ctx, filepath.Join(h.late(), f.Name()))
-		switch {
-		case unavailable(err) || ctx.Err() != nil:
+		if silent == lateInRow || ctx.Err() != nil {
 			return
-		case err != nil:
-			// It stays, among the records that nobody took.
-			log.Error("late record refused", "error", err)
-			if err := move(filepath.Join(h.late(), f.Name()), filepath.Join(h.records(), f.Name())); err != nil {
-				log.Error("late record", "error", err)
-			}
+		}
+		h.lastLate = f.Name()
+		if silent++; h.tryLate(ctx, f) {
+			silent = 0
 		}
 	}
+}
+
+// tryLate reports whether a late record is one no longer: closed, or among the
+// records that nobody took, where it stays as evidence.
+func (h *Host) tryLate(ctx context.Context, f os.DirEntry) bool {
+	log := h.log.With("record", f.Name())
+	path := filepath.Join(h.late(), f.Name())
+	err := h.closeLateOne(ctx, path)
+	if err == nil {
+		return true
+	}
+	if ctx.Err() != nil || undecided(err) {
+		log.Warn("late record not closed yet", "error", err)
+		return false
+	}
+	log.Error("late record refused", "error", err)
+	if err := move(path, filepath.Join(h.records(), f.Name())); err != nil {
+		log.Error("late record", "error", err)
+		return false
+	}
+	return true
+}
+
+// undecided reports whether the authority has not said what becomes of a record.
+func undecided(err error) bool {
+	_, ok := errors.AsType[*UndecidedError](err)
+	return ok || unavailable(err)
 }
 
 func (h *Host) has(session string) bool {
@@ -110,7 +141,7 @@ func (h *Host) has(session string) bool {
 }
 
 // closeLateOne gives the authority what it lacks of a record and has it judged.
-// The job's token has ended with the job.
+// After a day without a decision the record is given up.
 func (h *Host) closeLateOne(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
@@ -119,12 +150,24 @@ func (h *Host) closeLateOne(ctx context.Context, path string) error {
 		return err
 	}
 	defer func() { _ = l.Close() }()
+	if !l.Closed() {
+		return errors.New("the record is not whole")
+	}
+	err = h.judgeLate(ctx, l)
+	switch {
+	case err == nil:
+		return os.Remove(path)
+	case undecided(err) && time.Since(lastTime(l)) > lateUntil:
+		return fmt.Errorf("given up after %s: %s", lateUntil, err)
+	}
+	return err
+}
+
+// judgeLate is judge without the job: its token has ended with it.
+func (h *Host) judgeLate(ctx context.Context, l *record.Log) error {
 	lines, err := l.Lines(0, 1)
 	if err != nil {
 		return err
-	}
-	if len(lines) == 0 || !l.Closed() {
-		return errors.New("the record is not whole")
 	}
 	attempt, err := attemptOf(lines[0])
 	if err != nil {
@@ -138,5 +181,16 @@ func (h *Host) closeLateOne(ctx context.Context, path string) error {
 		return err
 	}
 	h.log.Info("record closed late", "attempt", attempt, "attestations", len(closed.Attestations), "pending", closed.Pending, "reason", closed.Reason)
-	return os.Remove(path)
+	return nil
+}
+
+// lastTime is when the last entry of a record was written, or now if nobody
+// can tell.
+func lastTime(l *record.Log) time.Time {
+	var last struct{ Time time.Time }
+	lines, err := l.Lines(l.Head().Entries-1, 1)
+	if err != nil || json.Unmarshal(lines[0], &last) != nil {
+		return time.Now()
+	}
+	return last.Time
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -25,7 +26,8 @@ type fakeAuthority struct {
 	down   bool // answers nothing
 	broken bool // acknowledges lines, and cannot close
 	refuse error
-	lost   int // so many answers to Close get lost
+	ill    string // the attempt about which it never answers
+	lost   int    // so many answers to Close get lost
 	lines  [][]byte
 	closes []string // the tokens that came with them
 }
@@ -40,11 +42,11 @@ func (f *fakeAuthority) Open(context.Context, Opening) (Opened, error) {
 	return Opened{}, errors.New("not asked here")
 }
 
-func (f *fakeAuthority) Append(_ context.Context, _ string, lines [][]byte) (record.Head, error) {
+func (f *fakeAuthority) Append(_ context.Context, attempt string, lines [][]byte) (record.Head, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case f.down:
+	case f.down || f.ill == attempt && f.ill != "":
 		return record.Head{}, &UnavailableError{errors.New("nobody there")}
 	case f.refuse != nil:
 		return record.Head{}, f.refuse
@@ -58,11 +60,11 @@ func (f *fakeAuthority) Append(_ context.Context, _ string, lines [][]byte) (rec
 	return record.Head{Entries: int64(len(f.lines)), Hash: record.HashLine(last)}, nil
 }
 
-func (f *fakeAuthority) Close(_ context.Context, _ string, head record.Head, token string) (Closed, error) {
+func (f *fakeAuthority) Close(_ context.Context, attempt string, head record.Head, token string) (Closed, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case f.down || f.broken:
+	case f.down || f.broken || f.ill == attempt && f.ill != "":
 		return Closed{}, &UnavailableError{errors.New("no signature to be had")}
 	case head.Entries != int64(len(f.lines)):
 		return Closed{}, errors.New("another head")
@@ -243,6 +245,56 @@ func TestLateRecordThatIsRefusedStaysAsEvidence(t *testing.T) {
 	w.closeLateOnes(t.Context())
 	if w.files(t, w.late()) != 0 || w.files(t, w.records()) != 1 || len(w.authority.closes) != 0 {
 		t.Errorf("%d late, %d kept, closed %d times", w.files(t, w.late()), w.files(t, w.records()), len(w.authority.closes))
+	}
+}
+
+// keep leaves a whole record to be closed late, of a job that ended a while ago.
+func (w *lateWorld) keep(t *testing.T, name, attempt string, ago time.Duration) {
+	t.Helper()
+	l, err := record.Create(filepath.Join(w.late(), name+".jsonl"), func() time.Time { return time.Now().Add(-ago) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.Append(record.JobOpened, record.Opened{Attempt: attempt})
+	_, end := l.Append(record.Closed, record.Closing{Result: "success"})
+	if err := errors.Join(err, end, l.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestUndecidedRecordIsKept has an authority that lets this host in no longer:
+// records wait for that to pass, a day long.
+func TestUndecidedRecordIsKept(t *testing.T) {
+	w := newLateWorld(t, true)
+	w.authority.set(func(f *fakeAuthority) { f.refuse = &UndecidedError{errors.New("the certificate expired")} })
+	w.keep(t, "young", strings.Repeat("1", 32), 23*time.Hour)
+	w.keep(t, "old", strings.Repeat("2", 32), 25*time.Hour)
+	for range 2 { // to try does not make it younger
+		w.closeLateOnes(t.Context())
+	}
+	for file, want := range map[string]bool{
+		filepath.Join(w.late(), "young.jsonl"): true, filepath.Join(w.late(), "old.jsonl"): false, filepath.Join(w.records(), "old.jsonl"): true,
+	} {
+		if _, err := os.Stat(file); (err == nil) != want {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+// TestLateRecordHoldsUpNoOther has records before all others about which the
+// authority never answers.
+func TestLateRecordHoldsUpNoOther(t *testing.T) {
+	w := newLateWorld(t, true)
+	w.authority.set(func(f *fakeAuthority) { f.ill, f.lines = strings.Repeat("1", 32), nil })
+	for i := range 2 * lateInRow {
+		w.keep(t, fmt.Sprintf("a%d", i), w.authority.ill, 0)
+	}
+	w.keep(t, "b", strings.Repeat("2", 32), 0)
+	for range 3 {
+		w.closeLateOnes(t.Context())
+	}
+	if w.files(t, w.late()) != 2*lateInRow || len(w.authority.closes) != 1 {
+		t.Errorf("%d records left, closed %d times", w.files(t, w.late()), len(w.authority.closes))
 	}
 }
 

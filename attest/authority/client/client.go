@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -157,6 +158,12 @@ func IsTemporary(err error) bool {
 		return passes
 	}
 	return errors.Is(err, context.DeadlineExceeded)
+}
+
+// IsUndecided reports whether the call failed without a decision about what it
+// was about: who called was not let in, or something went wrong.
+func IsUndecided(err error) bool {
+	return slices.Contains([]codes.Code{codes.Unauthenticated, codes.Internal, codes.Unknown, codes.Canceled, codes.Aborted}, code(err))
 }
 
 // Message is what the authority said, without gRPC's decoration.
