@@ -32,14 +32,28 @@ func factsOf(at *store.Attempt) gitlab.Facts {
 	}
 }
 
-// ask has GitLab say again what the job is, under the job's token while it
-// lives.
+// ask has GitLab say again what the job is: under the job's token while it
+// lives, the one that was kept if the host brings none, and under the authority's
+// own after that.
 func (a *Authority) ask(ctx context.Context, at *store.Attempt, token string, c closing) error {
-	if token == "" {
-		return a.cfg.GitLab.Ended(ctx, factsOf(at), c.result)
+	if token != "" {
+		return a.cfg.GitLab.Closing(ctx, token, factsOf(at))
 	}
-	return a.cfg.GitLab.Closing(ctx, token, factsOf(at))
+	if kept := a.tokens.of(at.ID); kept != "" {
+		if err := a.cfg.GitLab.Closing(ctx, kept, factsOf(at)); !tokenEnded(err) {
+			return err
+		}
+	}
+	return a.cfg.GitLab.Ended(ctx, factsOf(at), c.result)
 }
+
+func tokenEnded(err error) bool {
+	var differ *gitlab.Disagreement
+	return errors.As(err, &differ) && differ.TokenEnded()
+}
+
+// overdue reports whether GitLab had a day to confirm a job that has ended.
+func (a *Authority) overdue(c closing) bool { return a.now().Sub(c.at) > maxWait }
 
 // confirm asks GitLab while the host waits. It is false without an error where
 // the attempt was put to wait, or has ended.
@@ -51,7 +65,7 @@ func (a *Authority) confirm(ctx context.Context, at *store.Attempt, token string
 		return true, nil
 	case errors.As(err, &differ):
 		return false, a.condemn(ctx, EventGitLabDisagrees, at, "job %d: %v", at.Job.ID, differ)
-	case errors.Is(err, gitlab.ErrNoToken):
+	case errors.Is(err, gitlab.ErrNoToken), token == "" && a.overdue(c):
 		return false, a.end(ctx, at, unconfirmed(err))
 	}
 	a.cfg.Log.ErrorContext(ctx, "gitlab not asked", "job_id", at.Job.ID, "error", err)
@@ -66,18 +80,11 @@ func (a *Authority) confirm(ctx context.Context, at *store.Attempt, token string
 	return false, nil
 }
 
-// confirmLate asks GitLab about an attempt that waits. A job that has ended by
-// now is asked about under the authority's own token.
+// confirmLate asks GitLab about an attempt that waits.
 func (a *Authority) confirmLate(ctx context.Context, at *store.Attempt, c closing) (bool, error) {
-	token := a.tokens.of(at.ID)
-	err := a.ask(ctx, at, token, c)
+	had := a.tokens.of(at.ID) != ""
+	err := a.ask(ctx, at, "", c)
 	var differ *gitlab.Disagreement
-	ended := errors.As(err, &differ) && differ.TokenEnded() && token != ""
-	if ended {
-		err = a.ask(ctx, at, "", c)
-		differ = nil
-	}
-	overdue := a.now().Sub(c.at) > maxWait
 	switch {
 	case err == nil:
 		return true, nil
@@ -85,10 +92,8 @@ func (a *Authority) confirmLate(ctx context.Context, at *store.Attempt, c closin
 		// The attempt has ended, which is all that there was to do.
 		_ = a.condemn(ctx, EventGitLabDisagrees, at, "job %d: %v", at.Job.ID, differ)
 		return false, nil
-	case overdue, ended && errors.Is(err, gitlab.ErrNoToken):
+	case a.overdue(c), had && errors.Is(err, gitlab.ErrNoToken): // else another replica may have the job's token
 		return false, a.end(ctx, at, unconfirmed(err))
-	case errors.Is(err, gitlab.ErrNoToken):
-		return false, nil // another replica may have the job's token
 	}
 	return false, fmt.Errorf("job %d: %w", at.Job.ID, err)
 }
@@ -103,7 +108,11 @@ type jobTokens struct {
 	by map[string]string // by attempt
 }
 
+// keep keeps a token, if it is one.
 func (t *jobTokens) keep(attempt, token string) {
+	if token == "" {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.by == nil {

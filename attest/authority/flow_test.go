@@ -307,17 +307,20 @@ func TestWaitingJobIsNotOpenedAgain(t *testing.T) {
 func TestLateClosing(t *testing.T) {
 	for name, c := range map[string]struct {
 		err    error
+		later  time.Duration
 		code   codes.Code
 		reason string
 	}{
-		"confirmed": {nil, codes.OK, ""},
-		"no token":  {gitlab.ErrNoToken, codes.OK, "unconfirmed"},
-		"down":      {errors.New("connection refused"), codes.Unavailable, ""},
+		"confirmed":      {nil, 0, codes.OK, ""},
+		"no token":       {gitlab.ErrNoToken, 0, codes.OK, "unconfirmed"},
+		"down":           {errors.New("connection refused"), 0, codes.Unavailable, ""},
+		"down for a day": {errors.New("connection refused"), 25 * time.Hour, codes.OK, "unconfirmed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.gitlab.set(func(g *fakeGitLab) { g.ended = c.err })
 			res, head := w.whole()
+			w.now = w.now.Add(c.later)
 			out, err := w.closeLate(res, head)
 			if wantCode(t, err, c.code); err != nil {
 				return
@@ -338,6 +341,25 @@ func (w *world) mustClosePending(res *authoritypb.OpenResponse, head string) {
 	out, err := w.close(res, head)
 	if err != nil || !out.GetPending() || len(out.GetAttestations()) != 0 || !strings.Contains(out.GetReason(), "log proof follows") {
 		w.t.Fatalf("%v, %v", out, err)
+	}
+}
+
+// TestLateClosingUsesTheTokenThatWasKept has a host close again, without a
+// token, what it closed before with one that still lives.
+func TestLateClosingUsesTheTokenThatWasKept(t *testing.T) {
+	w, res := waiting(t)
+	at, err := w.store.Record(t.Context(), res.GetAttempt())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bytes.Split(bytes.TrimSpace(at), []byte("\n"))
+	head := record.HashLine(lines[len(lines)-1])
+	if out, err := w.closeLate(res, head); err != nil || !out.GetPending() {
+		t.Fatalf("%v, %v", out, err)
+	}
+	w.gitlab.set(func(g *fakeGitLab) { g.closing, g.ended = nil, gitlab.ErrNoToken })
+	if out, err := w.closeLate(res, head); err != nil || len(out.GetAttestations()) != 1 {
+		t.Errorf("%v, %v", out, err)
 	}
 }
 
