@@ -115,7 +115,7 @@ type Signer interface {
 // opening, at the closing, and of jobs that have ended. See package gitlab.
 type GitLab interface {
 	Check(ctx context.Context, token string, want gitlab.Facts) (gitlab.Confirmed, error)
-	Closing(ctx context.Context, token string, want gitlab.Facts) error
+	Closing(ctx context.Context, token string, want gitlab.Facts, result string) error
 	Ended(ctx context.Context, want gitlab.Facts, result string) error
 }
 

@@ -44,6 +44,7 @@ type fakeGitLab struct {
 	ended   error
 	asked   []string // tokens, and the results of jobs that have ended
 	facts   gitlab.Facts
+	result  string           // that Closing was told
 	bad     map[string]error // of Check, by token
 	jobs    map[int64]error  // of Ended, by job
 }
@@ -58,10 +59,10 @@ func (f *fakeGitLab) Check(_ context.Context, token string, _ gitlab.Facts) (git
 	return gitlab.Confirmed{Project: "group/project", Host: "gitlab.example.com", Runner: 7, Manager: "s_0123456789ab"}, f.err
 }
 
-func (f *fakeGitLab) Closing(_ context.Context, token string, want gitlab.Facts) error {
+func (f *fakeGitLab) Closing(_ context.Context, token string, want gitlab.Facts, result string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.asked, f.facts = append(f.asked, token), want
+	f.asked, f.facts, f.result = append(f.asked, token), want, result
 	return f.closing
 }
 

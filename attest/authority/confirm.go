@@ -37,10 +37,10 @@ func factsOf(at *store.Attempt) gitlab.Facts {
 // own after that.
 func (a *Authority) ask(ctx context.Context, at *store.Attempt, token string, c closing) error {
 	if token != "" {
-		return a.cfg.GitLab.Closing(ctx, token, factsOf(at))
+		return a.cfg.GitLab.Closing(ctx, token, factsOf(at), c.result)
 	}
 	if kept := a.tokens.of(at.ID); kept != "" {
-		if err := a.cfg.GitLab.Closing(ctx, kept, factsOf(at)); !tokenEnded(err) {
+		if err := a.cfg.GitLab.Closing(ctx, kept, factsOf(at), c.result); !tokenEnded(err) {
 			return err
 		}
 	}

@@ -115,7 +115,7 @@ func TestClosingAsksGitLabAgain(t *testing.T) {
 		ID: 4242, Name: "compile", Stage: "build", ProjectID: 77, PipelineID: 9001, UserID: 3, Ref: "main", SHA: attesttest.Commit,
 		Runner: 7, Manager: "s_0123456789ab",
 	}
-	if w.gitlab.facts != want || len(w.gitlab.asked) != 2 {
+	if w.gitlab.facts != want || w.gitlab.result != "success" || len(w.gitlab.asked) != 2 {
 		t.Errorf("asked %q about %+v", w.gitlab.asked, w.gitlab.facts)
 	}
 }

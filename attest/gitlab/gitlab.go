@@ -11,16 +11,16 @@
 //   - [Client.Check], before anything of a job runs: GET /api/v4/job under the
 //     job's own token. The job must be running.
 //   - [Client.Closing], before anything is signed: the same, and the runner and
-//     its machine must be those of the opening. The job must be running or
-//     canceling: a job that a person cancels still runs after_script, uploads
-//     and says so in its record. GitLab answers nobody else's token: after the
-//     job's end, a forced cancel or an erasure it is 401 or 403, as it is for a
-//     canceling job before GitLab 17, which knew no such status. Each is a
-//     disagreement about the token.
+//     its machine must be those of the opening. The job must be running or,
+//     unless its record says that it succeeded, canceling: a job that a person
+//     cancels still runs after_script, uploads and says so in its record. GitLab
+//     answers nobody else's token: after the job's end, a forced cancel or an
+//     erasure it is 401 or 403, as it is for a canceling job before GitLab 17,
+//     which knew no such status. Each is a disagreement about the token.
 //   - [Client.Ended], for a record that is closed late: GET
 //     /api/v4/projects/:id/jobs/:id under a token of the authority's own. The
-//     job must have ended as its record says, and not have been erased. A runner
-//     that was deleted since is not held against it.
+//     job must have ended as its record says, if it has ended, and not have been
+//     erased. A runner that was deleted since is not held against it.
 //
 // # Evidence besides
 //
@@ -203,17 +203,25 @@ func (c *Client) Check(ctx context.Context, token string, want Facts) (Confirmed
 	return confirmed(have, c.base.Path)
 }
 
-// Closing asks again, with the facts of the opening, before anything is signed.
-func (c *Client) Closing(ctx context.Context, token string, want Facts) error {
+// Closing asks again, with the facts of the opening, before anything is signed
+// about a job that came to result.
+func (c *Client) Closing(ctx context.Context, token string, want Facts, result string) error {
 	have, err := c.askJob(ctx, token)
 	if err != nil {
 		return err
 	}
-	if d := compare(want, have, "running", "canceling"); d != nil {
+	statuses := []string{"running", "canceling"}
+	if result == success {
+		statuses = statuses[:1]
+	}
+	if d := compare(want, have, statuses...); d != nil {
 		return d
 	}
 	return nil
 }
+
+// success is GitLab's word for a job that did well, and that of records.
+const success = "success"
 
 // Ended asks about a job whose token has ended, and whose record says that it
 // came to result. It is ErrNoToken where the authority has no token of its own,
@@ -241,8 +249,8 @@ func (c *Client) Ended(ctx context.Context, want Facts, result string) error {
 		want.Runner, want.Manager = 0, ""
 	}
 	statuses := []string{"failed", "canceled", "running", "canceling"}
-	if result == "success" {
-		statuses = []string{"success", "running", "canceling"}
+	if result == success {
+		statuses = []string{success, "running"}
 	}
 	if d := compare(want, have, statuses...); d != nil {
 		return d

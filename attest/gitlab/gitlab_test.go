@@ -153,7 +153,7 @@ func atOpening() gitlab.Facts {
 func TestClosing(t *testing.T) {
 	for name, c := range map[string]struct{ from, to, field string }{
 		"running":         {"", "", ""},
-		"canceling":       {`"running"`, `"canceling"`, ""},
+		"canceling":       {`"running"`, `"canceling"`, "status"},
 		"canceled":        {`"running"`, `"canceled"`, "status"},
 		"success":         {`"running"`, `"success"`, "status"},
 		"a new status":    {`"running"`, `"waiting_for_callback"`, "status"},
@@ -165,14 +165,20 @@ func TestClosing(t *testing.T) {
 		"another user":    {`"user":{"id":3`, `"user":{"id":4`, "user id"},
 	} {
 		body := strings.Replace(answer, c.from, c.to, 1)
-		err := serve(t, says(body)).Closing(t.Context(), token, atOpening())
+		err := serve(t, says(body)).Closing(t.Context(), token, atOpening(), "success")
 		d, ok := errors.AsType[*gitlab.Disagreement](err)
 		if c.field == "" && err != nil || c.field != "" && (!ok || d.Field != c.field) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	canceling := serve(t, says(strings.Replace(answer, `"running"`, `"canceling"`, 1)))
+	for _, result := range []string{"canceled", "failed", "timeout"} {
+		if err := canceling.Closing(t.Context(), token, atOpening(), result); err != nil {
+			t.Errorf("%s while canceling: %v", result, err)
+		}
+	}
 	ended := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
-	if d, ok := errors.AsType[*gitlab.Disagreement](ended.Closing(t.Context(), token, atOpening())); !ok || !d.TokenEnded() {
+	if d, ok := errors.AsType[*gitlab.Disagreement](ended.Closing(t.Context(), token, atOpening(), "success")); !ok || !d.TokenEnded() {
 		t.Error("a token that ended is no disagreement about it")
 	}
 }
@@ -185,6 +191,8 @@ func TestEnded(t *testing.T) {
 		"timed out":          {status: "failed", result: "canceled"},
 		"canceled":           {status: "canceled", result: "canceled"},
 		"still running":      {status: "running", result: "success"},
+		"being canceled":     {status: "canceling", result: "canceled"},
+		"canceled meanwhile": {status: "canceling", result: "success", field: "status"},
 		"runner deleted":     {status: "success", result: "success", from: `"runner":{"id":7,"description":"r"}`, to: `"runner":null`},
 		"turned red":         {status: "failed", result: "success", field: "status"},
 		"canceled after all": {status: "canceled", result: "success", field: "status"},

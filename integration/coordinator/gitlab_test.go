@@ -51,7 +51,7 @@ func TestAnswersAboutJobs(t *testing.T) {
 	}
 	facts.Runner, facts.Manager = was.Runner, was.Manager
 	client = client.WithToken(func() (string, error) { return readToken, nil })
-	closing := func() string { return field(client.Closing(t.Context(), a.Token(), facts)) }
+	closing := func() string { return field(client.Closing(t.Context(), a.Token(), facts, "canceled")) }
 	ended := func(result string) string { return field(client.Ended(t.Context(), facts, result)) }
 	for _, step := range []struct {
 		name    string
@@ -61,7 +61,7 @@ func TestAnswersAboutJobs(t *testing.T) {
 		failed  string
 	}{
 		{"running", func() {}, "", "", ""},
-		{"canceling", a.Cancel, "", "", ""},
+		{"canceling", a.Cancel, "", "status", ""},
 		{"canceled", a.ForceCancel, "token", "status", ""},
 		{"success", func() { a.End(Success) }, "token", "", "status"},
 		{"failed", func() { a.End(Failed) }, "token", "status", ""},

@@ -28,8 +28,8 @@ type yes struct{}
 func (yes) Check(context.Context, string, gitlab.Facts) (gitlab.Confirmed, error) {
 	return gitlab.Confirmed{Project: "group/project", Host: "gitlab.example.com"}, nil
 }
-func (yes) Closing(context.Context, string, gitlab.Facts) error { return nil }
-func (yes) Ended(context.Context, gitlab.Facts, string) error   { return nil }
+func (yes) Closing(context.Context, string, gitlab.Facts, string) error { return nil }
+func (yes) Ended(context.Context, gitlab.Facts, string) error           { return nil }
 
 // notary signs and logs for all replicas, and counts. No two of its signatures
 // are alike.
