@@ -700,6 +700,29 @@ func TestCloseIsIdempotent(t *testing.T) {
 	}
 }
 
+// unreadable has records that nobody can read any more.
+type unreadable struct{ store.Store }
+
+func (unreadable) RecordSize(context.Context, string) (int64, error) {
+	return 0, errors.New("input/output error")
+}
+
+// TestCloseOfTheDecidedReadsNoRecord holds that what was decided is answered from the
+// decision, however long the record.
+func TestCloseOfTheDecidedReadsNoRecord(t *testing.T) {
+	w := newWorld(t)
+	res, head, first := w.run()
+	w.change = func(c *authority.Config) { c.Store = unreadable{c.Store} }
+	w.restart()
+	again, err := w.close(res, head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(first, again, protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // TestManyClose closes an attempt from many sides at once.
 func TestManyClose(t *testing.T) {
 	w := newWorld(t)

@@ -52,7 +52,9 @@ func (a *Authority) settle(ctx context.Context, req *authoritypb.CloseRequest) e
 	}
 	defer unlock()
 	switch at.State {
-	case store.StateOpen, store.StateSigned, store.StateClosed:
+	case store.StateOpen:
+	case store.StateSigned, store.StateClosed:
+		return nil // there is nothing more to ask the record
 	default:
 		return ended(at)
 	}
@@ -65,9 +67,6 @@ func (a *Authority) settle(ctx context.Context, req *authoritypb.CloseRequest) e
 	}
 	if head := held.chain.Head().Hash; req.GetHead() != head {
 		return a.condemn(ctx, EventHeadDiffers, &at, "the host's head of the record is not the one that was acknowledged")
-	}
-	if at.State != store.StateOpen {
-		return nil
 	}
 	return a.conclude(ctx, &at, req.GetJobToken(), held.closing)
 }
