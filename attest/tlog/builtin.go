@@ -195,7 +195,7 @@ func (l *BuiltIn) start(ctx context.Context) error {
 		WithBatching(batchSize, batchAge).WithCheckpointInterval(CheckpointInterval).
 		WithCheckpointRepublishInterval(0).WithGarbageCollectionInterval(collectEvery)
 	if l.witnesses != nil {
-		options = options.WithWitnesses(*l.witnesses, nil).WithCheckpointRepublishInterval(republishEvery)
+		options = options.WithWitnesses(*l.witnesses, &tessera.WitnessOptions{Timeout: witnessTimeout}).WithCheckpointRepublishInterval(republishEvery)
 	}
 	appender, shutdown, reader, err := tessera.NewAppender(running, driver, options)
 	if err != nil {

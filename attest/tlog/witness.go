@@ -1,6 +1,7 @@
 package tlog
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -15,8 +16,8 @@ import (
 // Limits on witnesses.
 const (
 	maxWitnessAnswer = 64 << 10
-	witnessTimeout   = 10 * time.Second
-	mostPause        = 4 * time.Second // less than Tessera waits for witnesses
+	mostPause        = 4 * time.Second
+	witnessTimeout   = mostPause + 10*time.Second // a slow one is heard, also after a pause
 )
 
 // parseWitnesses reads a policy that asks for at least one witness. A witness
@@ -29,11 +30,16 @@ func parseWitnesses(policy []byte) (*tessera.WitnessGroup, error) {
 		if len(fields) != 4 || fields[0] != "witness" {
 			continue
 		}
-		key := fields[2][strings.LastIndexByte(fields[2], '+')+1:]
-		if other, ok := keys[key]; ok {
+		parts := strings.SplitN(fields[2], "+", 3) // name, hash, key
+		key, err := base64.StdEncoding.DecodeString(parts[len(parts)-1])
+		if err != nil || len(parts) != 3 || len(key) == 0 {
+			return nil, fmt.Errorf("witness policy: %s: key %.100q", fields[1], fields[2])
+		}
+		bare := string(key[1:]) // of its use
+		if other, ok := keys[bare]; ok {
 			return nil, fmt.Errorf("witness policy: %s and %s have the same key", other, fields[1])
 		}
-		keys[key] = fields[1]
+		keys[bare] = fields[1]
 	}
 	group, err := tessera.NewWitnessGroupFromPolicy(policy)
 	if err != nil {

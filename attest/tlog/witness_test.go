@@ -272,7 +272,7 @@ func TestWitnessPolicies(t *testing.T) {
 		{"one witness twice", "witness w1 " + one + " http://127.0.0.1:1\nwitness w2 " + one + " http://127.0.0.1:2\ngroup g 2 w1 w2\nquorum g\n", "w1 and w2 have the same key"},
 		{"unknown word", "wittness w1\nquorum w1\n", "unknown keyword"},
 		{"unknown witness", "quorum w1\n", "not found"},
-		{"no key", "witness w1 x http://127.0.0.1:1\nquorum w1\n", "invalid witness config"},
+		{"no key", "witness w1 x http://127.0.0.1:1\nquorum w1\n", `w1: key "x"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := options(t, t.TempDir())
