@@ -221,13 +221,19 @@ func randomHex(bytes int) string {
 }
 
 // lockJob makes calls about one job take turns, on all replicas. What is
-// decided under the lock must be stored under the context that it returns.
-func (a *Authority) lockJob(ctx context.Context, id int64) (context.Context, func(), error) {
+// decided under the lock must be stored under the context that it returns. A
+// store has so many locks, and GitLab is asked under one: no host has them all.
+func (a *Authority) lockJob(ctx context.Context, host string, id int64) (context.Context, func(), error) {
+	turn, err := a.limits.locked.enter(ctx, host, 1)
+	if err != nil {
+		return nil, nil, err
+	}
 	locked, unlock, err := a.cfg.Store.Lock(ctx, id)
 	if err != nil {
+		turn.leave()
 		return nil, nil, a.unavailable(ctx, "lock job", err)
 	}
-	return locked, unlock, nil
+	return locked, func() { unlock(); turn.leave() }, nil
 }
 
 // lockAttempt finds an attempt and takes its job's lock. The attempt's state is
@@ -243,7 +249,7 @@ func (a *Authority) lockAttempt(ctx context.Context, id string) (context.Context
 	if err := a.ownAttempt(ctx, &first); err != nil {
 		return nil, store.Attempt{}, nil, err
 	}
-	ctx, unlock, err := a.lockJob(ctx, first.Job.ID)
+	ctx, unlock, err := a.lockJob(ctx, first.Host, first.Job.ID)
 	if err != nil {
 		return nil, store.Attempt{}, nil, err
 	}
@@ -339,7 +345,7 @@ func (a *Authority) Tidy(ctx context.Context) error {
 
 // giveUp ends an attempt that was never closed.
 func (a *Authority) giveUp(ctx context.Context, at *store.Attempt) error {
-	ctx, unlock, err := a.lockJob(ctx, at.Job.ID)
+	ctx, unlock, err := a.lockJob(ctx, at.Host, at.Job.ID)
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,14 @@ func RequestedKey(der []byte) (any, error) {
 	return req.PublicKey, nil
 }
 
+// LockedPerHost is lockedPerHost.
+const LockedPerHost = lockedPerHost
+
+// FromHost is a call's context that comes from a host which may attest everything.
+func FromHost(ctx context.Context, name string) context.Context {
+	return withCaller(ctx, Caller{Host: name, Projects: []string{"**"}, Profiles: []string{"hermetic"}})
+}
+
 // InTurn is a call's context that has its turn.
 func (a *Authority) InTurn(ctx context.Context) context.Context {
 	turn, err := a.limits.running.enter(ctx, "", 1)

@@ -344,6 +344,80 @@ func (w *world) mustClosePending(res *authoritypb.OpenResponse, head string) {
 	}
 }
 
+// slowGitLab answers nothing about jobs that have ended until the gate opens.
+type slowGitLab struct {
+	*fakeGitLab
+	gate  chan struct{}
+	asked chan struct{}
+}
+
+func (g slowGitLab) Ended(ctx context.Context, want gitlab.Facts, result string) error {
+	g.asked <- struct{}{}
+	<-g.gate
+	return g.fakeGitLab.Ended(ctx, want, result)
+}
+
+// fewLocks is a store with as many locks as it has places.
+type fewLocks struct {
+	store.Store
+	places chan struct{}
+}
+
+func (s fewLocks) Lock(ctx context.Context, job int64) (context.Context, func(), error) {
+	select {
+	case s.places <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	locked, unlock, err := s.Store.Lock(ctx, job)
+	return locked, func() { unlock(); <-s.places }, err
+}
+
+// TestOneHostHasNotAllLocks has a host close more jobs at once than the store
+// has locks, while GitLab takes its time.
+func TestOneHostHasNotAllLocks(t *testing.T) {
+	const many, locks = 24, 20
+	w := newWorld(t)
+	g := slowGitLab{w.gitlab, make(chan struct{}), make(chan struct{}, many)}
+	w.change = func(c *authority.Config) { c.GitLab, c.Store = g, fewLocks{c.Store, make(chan struct{}, locks)} }
+	w.restart()
+	var (
+		all     [many]*authoritypb.OpenResponse
+		heads   [many]string
+		closing sync.WaitGroup
+	)
+	for i := range int64(many) {
+		req := openRequest()
+		req.Job.Id += i
+		res, err := w.a.Open(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := opened(res)
+		o.Job.ID += i
+		all[i], heads[i] = res, w.mustAppend(res, w.lines(attesttest.JobOf(o))...).GetHead()
+	}
+	for i, res := range all {
+		closing.Go(func() {
+			if out, err := w.closeLate(res, heads[i]); err != nil || len(out.GetAttestations()) != 1 {
+				t.Errorf("%v, %v", out, err)
+			}
+		})
+	}
+	for range authority.LockedPerHost {
+		<-g.asked
+	}
+	req := openRequest()
+	req.Job.Id += many
+	ctx, cancel := context.WithTimeout(authority.FromHost(t.Context(), "another"), 10*time.Second)
+	defer cancel()
+	if _, err := w.a.Open(ctx, req); err != nil {
+		t.Errorf("another host is kept out: %v", err)
+	}
+	close(g.gate)
+	closing.Wait()
+}
+
 // TestLateClosingUsesTheTokenThatWasKept has a host close again, without a
 // token, what it closed before with one that still lives.
 func TestLateClosingUsesTheTokenThatWasKept(t *testing.T) {

@@ -47,6 +47,8 @@ const (
 	openingPerHost  = 4
 	signingCalls    = 16 // with the key
 	signingPerHost  = 4
+	lockedJobs      = 64 // fewer than a store has connections for
+	lockedPerHost   = 16
 	recordBytes     = 2 * MaxRecord // of records read whole, to be concluded
 	liveBytes       = 64 << 20      // of hashes of one host's records in memory
 )
@@ -72,6 +74,7 @@ type limits struct {
 	running  *turns
 	opening  *turns
 	signing  *turns
+	locked   *turns // jobs
 	records  *turns // in bytes
 	opens    *rates // by host
 	joins    *rates // by address
@@ -91,6 +94,7 @@ func newLimits(l Limits, now func() time.Time) *limits {
 		running:  newTurns(runningCalls, runningPerHost),
 		opening:  newTurns(openingCalls, openingPerHost),
 		signing:  newTurns(signingCalls, signingPerHost),
+		locked:   newTurns(lockedJobs, lockedPerHost),
 		records:  newTurns(recordBytes, MaxRecord),
 		opens:    newRates(l.OpensPerMinute, max(1, l.OpensPerMinute/10), now),
 		joins:    newRates(600, 100, now),

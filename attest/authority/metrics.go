@@ -64,7 +64,7 @@ func (m *meters) gauge(name string, f func() float64) { m.set.NewGauge(name, f) 
 
 // watch shows what is in use of the limits.
 func (m *meters) watch(l *limits) {
-	for name, t := range map[string]*turns{"incoming_bytes": l.incoming, "running_calls": l.running, "opening_calls": l.opening, "signing_calls": l.signing, "record_bytes": l.records} {
+	for name, t := range map[string]*turns{"incoming_bytes": l.incoming, "running_calls": l.running, "opening_calls": l.opening, "signing_calls": l.signing, "locked_jobs": l.locked, "record_bytes": l.records} {
 		m.gauge(fmt.Sprintf("hallmark_in_use{what=%q}", name), func() float64 { used, _ := t.state(); return float64(used) })
 		m.gauge(fmt.Sprintf("hallmark_waiting{what=%q}", name), func() float64 { _, waiting := t.state(); return float64(waiting) })
 	}

@@ -53,7 +53,7 @@ func (a *Authority) Open(ctx context.Context, req *authoritypb.OpenRequest) (*au
 	if err != nil {
 		return nil, err
 	}
-	ctx, unlock, err := a.lockJob(ctx, facts.ID)
+	ctx, unlock, err := a.lockJob(ctx, callerOf(ctx).Host, facts.ID)
 	if err != nil {
 		return nil, err
 	}

@@ -79,7 +79,7 @@ func (a *Authority) resumeWaiting(ctx context.Context) error {
 // resume takes the next step with an attempt that waits, under its job's lock,
 // if it still waits.
 func (a *Authority) resume(ctx context.Context, found *store.Attempt) error {
-	ctx, unlock, err := a.lockJob(ctx, found.Job.ID)
+	ctx, unlock, err := a.lockJob(ctx, found.Host, found.Job.ID)
 	if err != nil {
 		return err
 	}
