@@ -78,6 +78,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -322,13 +323,20 @@ func ended(at store.Attempt) error {
 }
 
 // Tidy counts the open attempts, ends those that were never closed and lets idle
-// records go from memory. It is called at the start, and now and then.
+// records go from memory, and tokens of attempts that another replica decided. It
+// is called at the start, and now and then.
 func (a *Authority) Tidy(ctx context.Context) error {
+	tokens := a.tokens.kept() // while their attempts are open
 	open, err := a.cfg.Store.OpenBefore(ctx, a.now().Add(MaxSkew))
 	if err != nil {
 		return err
 	}
 	a.limits.setOpen(open)
+	for _, id := range tokens {
+		if !slices.ContainsFunc(open, func(at store.Attempt) bool { return at.ID == id }) {
+			a.tokens.forget(id)
+		}
+	}
 	old, err := a.cfg.Store.OpenBefore(ctx, a.now().Add(-MaxAge))
 	if err != nil {
 		return err

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -131,4 +133,11 @@ func (t *jobTokens) forget(attempt string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.by, attempt)
+}
+
+// kept lists the attempts that a token is kept of.
+func (t *jobTokens) kept() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Keys(t.by))
 }

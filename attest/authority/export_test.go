@@ -68,6 +68,9 @@ func FromHost(ctx context.Context, name string) context.Context {
 	return withCaller(ctx, Caller{Host: name, Projects: []string{"**"}, Profiles: []string{"hermetic"}})
 }
 
+// Tokens is how many jobs' tokens are kept.
+func (a *Authority) Tokens() int { return len(a.tokens.kept()) }
+
 // InTurn is a call's context that has its turn.
 func (a *Authority) InTurn(ctx context.Context) context.Context {
 	turn, err := a.limits.running.enter(ctx, "", 1)

@@ -296,6 +296,27 @@ func TestWaitingEndsAfterADay(t *testing.T) {
 	}
 }
 
+// TestTokensGoWithTheirAttempts has another replica decide an attempt whose
+// job's token is kept here.
+func TestTokensGoWithTheirAttempts(t *testing.T) {
+	w, res := waiting(t)
+	tidy := func(want int) {
+		t.Helper()
+		if err := w.a.Tidy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if have := w.a.Tokens(); have != want {
+			t.Errorf("%d tokens kept, want %d", have, want)
+		}
+	}
+	tidy(1)
+	d := store.Decision{State: store.StateClosed, Reason: "unconfirmed", Ended: w.now}
+	if err := w.store.Decide(t.Context(), res.GetAttempt(), d); err != nil {
+		t.Fatal(err)
+	}
+	tidy(0)
+}
+
 // TestWaitingJobIsNotOpenedAgain holds that waiting does not let another
 // outcome be picked.
 func TestWaitingJobIsNotOpenedAgain(t *testing.T) {
