@@ -359,6 +359,7 @@ func TestSlowRekor(t *testing.T) {
 	t.Parallel()
 	_, all := drafts(t, 1)
 	l := open(t, options(t, t.TempDir()))
+	enter(t, l, all[0])
 	release := make(chan struct{})
 	h := &hostile{t: t, log: l, draft: all[0], answer: func(w http.ResponseWriter, _ []byte) bool {
 		w.WriteHeader(http.StatusCreated)
@@ -370,7 +371,7 @@ func TestSlowRekor(t *testing.T) {
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
 	t.Cleanup(func() { close(release) })
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := rekorAt(t, server.URL, l).Enter(ctx, all[0]); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
