@@ -41,7 +41,10 @@ type Options struct {
 	Tiles, History string
 	// BaseURL is where readers get the first log. Its host names it.
 	BaseURL *url.URL
-	Key     Key
+	// Key signs checkpoints. If it is nil, each log has one of its own in the
+	// directory Keys, made when the log begins.
+	Key  Key
+	Keys string
 	// WitnessPolicy names the witnesses whose signatures a checkpoint must
 	// have, in the format of Sigsum; nil asks for none.
 	WitnessPolicy []byte
@@ -103,7 +106,8 @@ func (l *BuiltIn) open(ctx context.Context, o Options) error {
 		return err
 	}
 	l.cleanup = append(l.cleanup, locked.Close)
-	if l.shards, err = openShards(ctx, o); err != nil {
+	var signs Key
+	if l.shards, signs, err = openShards(ctx, o); err != nil {
 		return err
 	}
 	l.active = l.shards[len(l.shards)-1]
@@ -113,7 +117,7 @@ func (l *BuiltIn) open(ctx context.Context, o Options) error {
 		return err
 	}
 	l.cleanup = append(l.cleanup, h.f.Close)
-	l.guard = &guard{key: o.Key, v: l.active.verifier, tile: l.tiles.tile, history: h}
+	l.guard = &guard{key: signs, v: l.active.verifier, tile: l.tiles.tile, history: h}
 	if err := l.checkPublished(ctx); err != nil {
 		return err
 	}

@@ -33,7 +33,9 @@
 // with root and note signature in base64, and is durable before its signature
 // leaves the process.
 //
-// A log has one key for life. [Rotate] ends it and begins the next with a new
+// A log has one key for life. One in a file has it under another name until
+// logs.json names its log, so that no crash leaves a key that seems to have
+// signed. [Rotate] ends it and begins the next with a new
 // key, name and directory; the old one stays among [Log.Trusted] and is served.
 //
 // # Copies

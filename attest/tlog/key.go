@@ -40,13 +40,18 @@ const maxKeyFile = 16 << 10
 // FileKey reads an Ed25519 key from a file that its owner alone can read, and
 // makes it on first use. Witnesses know no other kind of key.
 func FileKey(name string) (Key, error) {
-	text, err := private.ReadFile(name, maxKeyFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := createKey(name); err != nil {
-			return nil, fmt.Errorf("tlog: key: %w", err)
-		}
-		text, err = private.ReadFile(name, maxKeyFile)
+	k, err := readKey(name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return k, err
 	}
+	if err := createKey(name); err != nil {
+		return nil, fmt.Errorf("tlog: key: %w", err)
+	}
+	return readKey(name)
+}
+
+func readKey(name string) (Key, error) {
+	text, err := private.ReadFile(name, maxKeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("tlog: key: %w", err)
 	}
@@ -90,6 +95,61 @@ func (k fileKey) Public() crypto.PublicKey { return k.key.Public() }
 
 func (k fileKey) SignCheckpoint(_ context.Context, text []byte) ([]byte, error) {
 	return ed25519.Sign(k.key, text), nil
+}
+
+// unused ends the name of a key whose log has not begun: the list of logs does
+// not name it yet. A key under its whole name may have signed, so that no log may
+// begin with it; the trace of a crash, or of a start that failed, is not one.
+const unused = ".unused"
+
+func (o Options) keyFile(number int) string {
+	return filepath.Join(o.Keys, "log-"+strconv.Itoa(number)+".pem")
+}
+
+// nextKey is the public key, PKIX, of a log that is about to begin.
+func (o Options) nextKey(number int) ([]byte, error) {
+	k := o.Key
+	if k == nil {
+		name := o.keyFile(number)
+		if _, err := os.Lstat(name); err == nil {
+			return nil, fmt.Errorf("%s is there, and %s knows nothing of its log, which would begin anew under a key that has signed it: "+
+				"restore both, or remove the key: the next log has another, and the trusted root no longer names the lost one", name, o.History)
+		}
+		var err error
+		if k, err = FileKey(name + unused); err != nil {
+			return nil, err
+		}
+	}
+	der, err := x509.MarshalPKIXPublicKey(k.Public())
+	if err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	return der, nil
+}
+
+// keyOf opens the key of a log that has begun.
+func (o Options) keyOf(number int) (Key, error) {
+	if o.Key != nil {
+		return o.Key, nil
+	}
+	name := o.keyFile(number)
+	if err := os.Link(name+unused, name); err == nil || errors.Is(err, fs.ErrExist) {
+		err = errors.Join(durable.SyncDir(o.Keys), os.Remove(name+unused))
+		if err != nil {
+			return nil, fmt.Errorf("key: %w", err)
+		}
+	}
+	return readKey(name)
+}
+
+func (o Options) destroyKey(number int) error {
+	if o.Keys == "" {
+		return nil
+	}
+	if err := os.Remove(o.keyFile(number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return durable.SyncDir(o.Keys)
 }
 
 // DigestKey signs with a key that makes ECDSA signatures of SHA-256 digests, as

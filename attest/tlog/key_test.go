@@ -1,6 +1,9 @@
 package tlog
 
 import (
+	"errors"
+	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,5 +78,70 @@ func TestFileKey(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestFailedStarts: whatever kept the first log from beginning, the next start
+// begins it. A log that is lost does not begin anew under its key.
+func TestFailedStarts(t *testing.T) {
+	t.Parallel()
+	o := options(t, t.TempDir())
+	o.Key, o.Keys = nil, filepath.Join(t.TempDir(), "keys")
+	_, all := drafts(t, 1)
+
+	bad := o
+	bad.BaseURL = &url.URL{Scheme: "https", Host: "no name", Path: "/log"}
+	if _, err := Open(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "not that of a host") {
+		t.Fatalf("bad URL: %v", err)
+	}
+	if _, err := Trusted(t.Context(), o); err != nil {
+		t.Fatalf("after a bad URL: %v", err)
+	}
+	key := o.keyFile(1)
+	move(t, key, key+unused) // as if it had crashed before
+	l := open(t, o)
+	enter(t, l, all[0])
+	closeLog(t, l)
+
+	if err := os.Link(key, key+unused); err != nil { // as if it had crashed in between
+		t.Fatal(err)
+	}
+	closeLog(t, open(t, o))
+	if _, err := os.Stat(key + unused); err == nil {
+		t.Error("a key that has signed is there as one that has not")
+	}
+
+	remove(t, o.Tiles)
+	remove(t, o.History)
+	if _, err := Open(t.Context(), o); err == nil || !strings.Contains(err.Error(), "under a key that has signed it") {
+		t.Errorf("lost log: %v", err)
+	}
+	remove(t, key)
+	closeLog(t, open(t, o))
+}
+
+// TestRotateOwnKeys: each log has a key, and the one before is destroyed.
+func TestRotateOwnKeys(t *testing.T) {
+	t.Parallel()
+	o := options(t, t.TempDir())
+	o.Key, o.Keys = nil, filepath.Join(t.TempDir(), "keys")
+	closeLog(t, open(t, o))
+	if err := Rotate(o); err != nil {
+		t.Fatal(err)
+	}
+	closeLog(t, open(t, o))
+	if files, err := os.ReadDir(o.Keys); err != nil || len(files) != 1 || files[0].Name() != "log-2.pem" {
+		t.Errorf("keys: %v, %v", files, err)
+	}
+	remove(t, o.keyFile(2))
+	if _, err := Open(t.Context(), o); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("lost key: %v", err)
+	}
+}
+
+func move(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
 	}
 }

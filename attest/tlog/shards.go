@@ -138,22 +138,7 @@ func writeShards(dir string, shards []shard) error {
 	if err != nil {
 		return err
 	}
-	return replace(filepath.Join(dir, shardsFile), append(text, '\n'))
-}
-
-// replace writes a file that is there, or not.
-func replace(name string, text []byte) error {
-	next := name + ".next"
-	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := durable.Create(next, text, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(next, name); err != nil {
-		return err
-	}
-	return durable.SyncDir(filepath.Dir(name))
+	return durable.Replace(filepath.Join(dir, shardsFile), append(text, '\n'), 0o600)
 }
 
 // lock keeps a second process from the log.
@@ -192,7 +177,8 @@ func firstShard(ctx context.Context, o Options) ([]shard, error) {
 		return nil, err
 	}
 	defer l.Close()
-	return openShards(ctx, o)
+	shards, _, err := openShards(ctx, o)
+	return shards, err
 }
 
 func trustedShards(shards []shard) []*trustpb.TransparencyLogInstance {
@@ -203,32 +189,46 @@ func trustedShards(shards []shard) []*trustpb.TransparencyLogInstance {
 	return out
 }
 
-// openShards reads the list of logs, or begins it. The caller has the lock.
-func openShards(ctx context.Context, o Options) ([]shard, error) {
-	der, err := x509.MarshalPKIXPublicKey(o.Key.Public())
-	if err != nil {
-		return nil, fmt.Errorf("key: %w", err)
-	}
+// openShards reads the list of logs, or begins it, and opens the last one's key.
+// The caller has the lock.
+func openShards(ctx context.Context, o Options) ([]shard, Key, error) {
 	shards, err := readShards(o.History)
+	if err == nil && shards == nil {
+		shards, err = beginShards(ctx, o)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	last := shards[len(shards)-1]
+	signs, err := o.keyOf(last.Number)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.MarshalPKIXPublicKey(signs.Public())
+	if err != nil {
+		return nil, nil, fmt.Errorf("key: %w", err)
+	}
+	if !bytes.Equal(last.PublicKey, der) {
+		return nil, nil, fmt.Errorf("%w: the key is not that of log %d, %s: configure the log's own, or begin the next log with `hallmark-attestd log rotate`",
+			ErrContradiction, last.Number, last.Origin)
+	}
+	return shards, signs, nil
+}
+
+func beginShards(ctx context.Context, o Options) ([]shard, error) {
+	der, err := o.nextKey(1)
 	if err != nil {
 		return nil, err
 	}
-	if shards == nil {
-		first, err := newShard(1, o.BaseURL, der, o.now())
-		if err != nil {
-			return nil, err
-		}
-		if _, err := first.tiles(o.Tiles).checkpoint(ctx); !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%w: %s holds a log that %s knows nothing of: restore both or neither", ErrContradiction, o.Tiles, o.History)
-		}
-		shards = []shard{first}
-		return shards, writeShards(o.History, shards)
+	first, err := newShard(1, o.BaseURL, der, o.now())
+	if err != nil {
+		return nil, err
 	}
-	if last := shards[len(shards)-1]; !bytes.Equal(last.PublicKey, der) {
-		return nil, fmt.Errorf("%w: the key is not that of log %d, %s: configure the log's own, or begin the next log with `hallmark-attestd log rotate`",
-			ErrContradiction, last.Number, last.Origin)
+	if _, err := first.tiles(o.Tiles).checkpoint(ctx); !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s holds a log that %s knows nothing of: restore both or neither", ErrContradiction, o.Tiles, o.History)
 	}
-	return shards, nil
+	shards := []shard{first}
+	return shards, writeShards(o.History, shards)
 }
 
 // Latest is the checkpoint that the log has published last.
@@ -256,8 +256,8 @@ func Number(history string) (int, error) {
 	return len(shards), nil
 }
 
-// Rotate ends the log and begins the next, with a key of its own. No process may
-// have the log open.
+// Rotate ends the log and begins the next, with a key of its own. A key among
+// Keys that signs no more is destroyed. No process may have the log open.
 func Rotate(o Options) error {
 	l, err := lock(o.History)
 	if err != nil {
@@ -271,9 +271,9 @@ func Rotate(o Options) error {
 	if len(shards) == 0 {
 		return errors.New("tlog: there is no log yet that could be followed by another")
 	}
-	der, err := x509.MarshalPKIXPublicKey(o.Key.Public())
+	der, err := o.nextKey(len(shards) + 1)
 	if err != nil {
-		return fmt.Errorf("tlog: key: %w", err)
+		return fmt.Errorf("tlog: %w", err)
 	}
 	for _, s := range shards {
 		if bytes.Equal(s.PublicKey, der) {
@@ -291,6 +291,12 @@ func Rotate(o Options) error {
 	}
 	shards[len(shards)-1].End = &now
 	if err := writeShards(o.History, append(shards, next)); err != nil {
+		return fmt.Errorf("tlog: %w", err)
+	}
+	if _, err := o.keyOf(next.Number); err != nil {
+		return fmt.Errorf("tlog: %w", err)
+	}
+	if err := o.destroyKey(len(shards)); err != nil {
 		return fmt.Errorf("tlog: %w", err)
 	}
 	return nil

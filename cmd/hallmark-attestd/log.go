@@ -6,13 +6,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
@@ -188,7 +186,7 @@ func printCheckpoint(ctx context.Context, in invocation) error {
 	return err
 }
 
-// rotateLog begins the next log. A key that signs no more is destroyed.
+// rotateLog begins the next log.
 func rotateLog(ctx context.Context, in invocation) error {
 	file, _, err := in.parse(0, nil)
 	if err != nil {
@@ -206,22 +204,14 @@ func rotateLog(ctx context.Context, in invocation) error {
 		return err
 	}
 	defer closeKey()
+	if err := tlog.Rotate(o); err != nil {
+		return err
+	}
 	number, err := tlog.Number(o.History)
 	if err != nil {
 		return err
 	}
-	if cfg.Keys.Log == "" {
-		if o.Key, err = tlog.FileKey(logKeyFile(cfg, number+1)); err != nil {
-			return err
-		}
-	}
-	if err := tlog.Rotate(o); err != nil {
-		return err
-	}
-	if err := os.Remove(logKeyFile(cfg, number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	fmt.Fprintf(in.stdout, "log %d ended, log %d begins\n", number, number+1)
+	fmt.Fprintf(in.stdout, "log %d ended, log %d begins\n", number-1, number)
 	fmt.Fprintln(in.stderr, "hint: give the new trusted root to whoever verifies: hallmark-attestd trusted-root")
 	return nil
 }
@@ -326,8 +316,7 @@ func newRekor(cfg config.Attestd) (*openLog, error) {
 	return &openLog{Log: r}, nil
 }
 
-// logOptions say where the built-in log is. Without a URI, each log has a key in
-// a file of its own.
+// logOptions say where the built-in log is, and what its key is.
 func logOptions(ctx context.Context, cfg config.Attestd) (o tlog.Options, closeKey func() error, err error) {
 	o = logPlaces(cfg)
 	base := cfg.PublicURL
@@ -352,25 +341,11 @@ func logOptions(ctx context.Context, cfg config.Attestd) (o tlog.Options, closeK
 		o.Key = tlog.DigestKey(k)
 		return o, k.Close, nil
 	}
-	number, err := tlog.Number(o.History)
-	if err != nil {
-		return o, nil, err
-	}
-	name := logKeyFile(cfg, max(1, number))
-	if _, err := os.Stat(name); number == 0 && err == nil {
-		return o, nil, &hintedError{
-			fmt.Errorf("%s is there, and %s is not: the log would begin anew under a key that has signed it", name, o.History),
-			"restore both, or remove the key: the next log has another, and the trusted root no longer names the lost one",
-		}
-	}
-	o.Key, err = tlog.FileKey(name)
-	return o, func() error { return nil }, err
+	return o, func() error { return nil }, nil
 }
 
 func logPlaces(cfg config.Attestd) tlog.Options {
-	return tlog.Options{Tiles: filepath.Join(cfg.StateDir, "log"), History: filepath.Join(cfg.StateDir, "log-history")}
-}
-
-func logKeyFile(cfg config.Attestd, number int) string {
-	return filepath.Join(cfg.StateDir, "keys", "log-"+strconv.Itoa(number)+".pem")
+	return tlog.Options{
+		Tiles: filepath.Join(cfg.StateDir, "log"), History: filepath.Join(cfg.StateDir, "log-history"), Keys: filepath.Join(cfg.StateDir, "keys"),
+	}
 }
