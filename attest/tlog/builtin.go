@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
@@ -433,9 +434,9 @@ type guard struct {
 	v    *verifier
 	tile client.TileFetcherFunc
 
-	mu      sync.Mutex
+	mu      sync.Mutex // held while the key signs, which may take as long as signTimeout
 	history *history
-	err     error // why it will never sign again
+	failed  atomic.Pointer[error] // why it will never sign again
 }
 
 var _ note.Signer = (*guard)(nil)
@@ -449,8 +450,8 @@ func (g *guard) Sign(msg []byte) ([]byte, error) {
 	defer cancel()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.err != nil {
-		return nil, g.err
+	if err := g.failure(); err != nil {
+		return nil, err
 	}
 	size, root, err := parseText(string(msg), g.v.origin)
 	if err != nil {
@@ -492,13 +493,15 @@ func (g *guard) check(ctx context.Context, size uint64, root []byte) error {
 	}
 	err := extends(ctx, g.history.last, size, root, g.tile)
 	if errors.Is(err, ErrContradiction) {
-		g.err = err
+		g.failed.Store(&err)
 	}
 	return err
 }
 
+// failure does not wait for a key that is slow to sign.
 func (g *guard) failure() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.err
+	if err := g.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package tlog
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net/url"
@@ -143,5 +144,44 @@ func move(t *testing.T, from, to string) {
 	t.Helper()
 	if err := os.Rename(from, to); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A slowKey signs once it is let go.
+type slowKey struct {
+	Key
+	signing, release chan struct{}
+}
+
+func (k slowKey) SignCheckpoint(ctx context.Context, text []byte) ([]byte, error) {
+	close(k.signing)
+	<-k.release
+	return k.Key.SignCheckpoint(ctx, text)
+}
+
+// TestSlowKey: what is in the log is answered while the key signs.
+func TestSlowKey(t *testing.T) {
+	t.Parallel()
+	o := options(t, t.TempDir())
+	l := open(t, o)
+	_, all := drafts(t, 2)
+	enter(t, l, all[0])
+	slow := slowKey{l.guard.key, make(chan struct{}), make(chan struct{})}
+	l.guard.mu.Lock()
+	l.guard.key = slow
+	l.guard.mu.Unlock()
+	second := make(chan error)
+	go func() {
+		_, err := l.Enter(t.Context(), all[1])
+		second <- err
+	}()
+	<-slow.signing
+	if _, e := enter(t, l, all[0]); e.GetLogIndex() != 0 {
+		t.Errorf("the first is entry %d", e.GetLogIndex())
+	}
+	l.guard.key = slow.Key // the guard holds its lock, and has read it
+	close(slow.release)
+	if err := <-second; err != nil {
+		t.Error(err)
 	}
 }
