@@ -27,13 +27,22 @@ type cgroups struct {
 	parent string   // of all our cgroups, in every hierarchy
 }
 
-func findCgroups(namespace string) (cgroups, error) {
+// ownCgroups finds the cgroups of this runtime, and of no other on the machine.
+func ownCgroups(cfg Config) (cgroups, error) {
+	id, err := instance(cfg.Root)
+	if err != nil {
+		return cgroups{}, err
+	}
+	return findCgroups(cfg.Namespace + "-" + id)
+}
+
+func findCgroups(parent string) (cgroups, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return cgroups{}, fmt.Errorf("cgroups: %w", err)
 	}
 	defer f.Close()
-	return readCgroups(f, namespace, func(at string) string {
+	return readCgroups(f, parent, func(at string) string {
 		b, _ := os.ReadFile(filepath.Join(at, "cgroup.controllers"))
 		return string(b)
 	})
@@ -41,8 +50,8 @@ func findCgroups(namespace string) (cgroups, error) {
 
 // readCgroups finds the hierarchies in a table of mounts; controllers says what
 // the unified one at a place controls.
-func readCgroups(mounts io.Reader, namespace string, controllers func(at string) string) (cgroups, error) {
-	c := cgroups{parent: namespace}
+func readCgroups(mounts io.Reader, parent string, controllers func(at string) string) (cgroups, error) {
+	c := cgroups{parent: parent}
 	for s := bufio.NewScanner(mounts); s.Scan(); {
 		// id parent major:minor root mountpoint options fields... - type source super
 		before, after, ok := strings.Cut(s.Text(), " - ")

@@ -83,8 +83,8 @@ type Config struct {
 	// State is sockets and run state, at most 40 characters long; it is best
 	// on a tmpfs, and may be noexec as /run often is.
 	State string
-	// Namespace names containerd's namespace and the parent cgroup. Empty is
-	// "hallmark".
+	// Namespace names containerd's namespace, and begins the name of the parent
+	// cgroup. Empty is "hallmark".
 	Namespace string
 	// Init is the path of hallmark-init. The runtime runs a copy.
 	Init string
@@ -197,7 +197,7 @@ func (r *Runtime) start(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if r.cgroups, err = findCgroups(r.cfg.Namespace); err != nil {
+	if r.cgroups, err = ownCgroups(r.cfg); err != nil {
 		return err
 	}
 	if r.cfg.Address == "" {

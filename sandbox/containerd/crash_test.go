@@ -128,7 +128,7 @@ func sweepAfterKill(t *testing.T, sub string, shims bool) {
 
 	// The kernel takes containerd and the tenant's processes with it.
 	waitFor(t, func() bool { return syscall.Kill(daemonPID, 0) == syscall.ESRCH })
-	cg := must(findCgroups(v.Config.Namespace))
+	cg := must(ownCgroups(v.Config))
 	for _, session := range v.Made {
 		waitFor(t, func() bool {
 			pids, _ := os.ReadFile(filepath.Join(cg.memory, cg.path(session, "build"), "cgroup.procs"))
@@ -232,6 +232,30 @@ func TestContainerdRestarts(t *testing.T) {
 	}
 	if err := c.Delete(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Two daemons on one machine have the same namespace, and cgroups are the whole
+// machine's: what one runs is no leftover of the other's.
+func TestSweepSparesOtherRuntimes(t *testing.T) {
+	b := start(t)
+	c := b.create(t, b.spec("base"))
+	cfg := b.config("o")
+	cfg.Namespace = b.runtime.cfg.Namespace
+	other, err := Start(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := other.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if removed, err := other.Sweep(t.Context(), func(string) bool { return false }); err != nil || removed != 0 {
+		t.Errorf("removed %d, %v", removed, err)
+	}
+	if got := run(t, c, shell("echo alive")); got.out != "alive\n" {
+		t.Errorf("%+v", got)
 	}
 }
 
