@@ -56,7 +56,7 @@ func (h *Host) close(ctx context.Context, j *job, res result) error {
 		return err
 	}
 	err = h.judge(ctx, j, record.Head{Entries: e.Seq + 1, Hash: e.Hash})
-	if unavailable(err) && j.spool && j.sealed && j.security == nil && res.outcome != "system_failure" {
+	if unavailable(err) && j.mayEndAlone() && j.security == nil && res.outcome != "system_failure" {
 		return h.postpone(j, err)
 	}
 	return err
@@ -78,7 +78,7 @@ func (h *Host) judge(ctx context.Context, j *job, head record.Head) error {
 // decision may have been made and only the answer lost, and then the job must
 // not fail.
 func (h *Host) persist(ctx context.Context, j *job, head record.Head) (Closed, error) {
-	deadline := time.Now().Add(j.pump.patience)
+	deadline := time.Now().Add(j.patience())
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		closed, err := h.closeOnce(ctx, j, head)
 		if !unavailable(err) || time.Now().After(deadline) {
@@ -90,6 +90,14 @@ func (h *Host) persist(ctx context.Context, j *job, head record.Head) (Closed, e
 		case <-time.After(wait):
 		}
 	}
+}
+
+// patience is how long a job waits for the authority, once all is written.
+func (j *job) patience() time.Duration {
+	if j.mayEndAlone() {
+		return min(j.pump.patience, latePatience)
+	}
+	return j.pump.patience
 }
 
 func (h *Host) closeOnce(ctx context.Context, j *job, head record.Head) (Closed, error) {

@@ -207,6 +207,18 @@ func TestLostAnswerFailsNoJob(t *testing.T) {
 	}
 }
 
+// TestPatienceOfJobs holds that a job which may end without the authority does
+// not wait for it as long as others.
+func TestPatienceOfJobs(t *testing.T) {
+	w := newLateWorld(t, true)
+	w.j.pump.patience = patience
+	for sealed, want := range map[bool]time.Duration{false: patience, true: latePatience} {
+		if w.j.sealed = sealed; w.j.patience() != want {
+			t.Errorf("sealed %v: %v, want %v", sealed, w.j.patience(), want)
+		}
+	}
+}
+
 // TestLateRecordSurvivesTheDaemon closes it from another daemon's state.
 func TestLateRecordSurvivesTheDaemon(t *testing.T) {
 	w := newLateWorld(t, true)

@@ -153,16 +153,19 @@ func (j *job) seal(ctx context.Context) error {
 // tree is sealed, an authority that stays silent need not fail the job.
 func (j *job) acknowledged(ctx context.Context) error {
 	err := j.delivered(ctx)
-	if j.spool && j.sealed && unavailable(err) {
+	if j.mayEndAlone() && unavailable(err) {
 		return nil
 	}
 	return err
 }
 
+// mayEndAlone reports whether the job may end without the authority.
+func (j *job) mayEndAlone() bool { return j.spool && j.sealed }
+
 // delivered waits for the authority, and not for long where the job may end
 // without it.
 func (j *job) delivered(ctx context.Context) error {
-	if j.spool && j.sealed {
+	if j.mayEndAlone() {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, latePatience)
 		defer cancel()
