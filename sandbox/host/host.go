@@ -187,10 +187,8 @@ func (h *Host) late() string       { return filepath.Join(h.cfg.StateDir, "late"
 func (h *Host) Serve(ctx context.Context, l *net.UnixListener) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.reap(ctx) })
-	wg.Go(func() {
-		h.settleRecords(ctx)
-		h.closeLate(ctx)
-	})
+	wg.Go(func() { h.settleRecords(ctx) })
+	wg.Go(func() { h.closeLate(ctx) })
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	for {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -307,6 +308,39 @@ func TestLateRecordHoldsUpNoOther(t *testing.T) {
 	}
 	if w.files(t, w.late()) != 2*lateInRow || len(w.authority.closes) != 1 {
 		t.Errorf("%d records left, closed %d times", w.files(t, w.late()), len(w.authority.closes))
+	}
+}
+
+// TestLeftoversHoldUpNoLateRecord has an authority that does not answer about a
+// record which an earlier daemon left.
+func TestLeftoversHoldUpNoLateRecord(t *testing.T) {
+	w := newLateWorld(t, true)
+	w.authority.set(func(f *fakeAuthority) { f.ill, f.lines = strings.Repeat("1", 32), nil })
+	w.keep(t, "left", w.authority.ill, 0)
+	if err := os.Rename(filepath.Join(w.late(), "left.jsonl"), filepath.Join(w.records(), "left.jsonl")); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(w.records())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.leftover = left[:1]
+	w.keep(t, "late", strings.Repeat("2", 32), 0)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "socket")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(w.jobs, "s")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = w.Serve(ctx, l) }()
+	for deadline := time.Now().Add(10 * time.Second); w.files(t, w.late()) > 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	<-done
+	if w.files(t, w.late()) != 0 {
+		t.Error("the late record waits")
 	}
 }
 
