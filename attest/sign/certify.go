@@ -34,7 +34,7 @@ func (s *Signer) certify(ctx context.Context, r *ring, builderID string, once *e
 		return s.fulcio.certify(ctx, once, s.now())
 	}
 	now := s.now()
-	g, ca, err := r.signing(RoleCA, now)
+	g, ca, err := s.signing(ctx, r, RoleCA)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func (s *Signer) stamp(ctx context.Context, r *ring, signature []byte) ([]byte, 
 		return s.timestamp.stamp(ctx, signature)
 	}
 	now := s.now()
-	g, k, err := r.signing(RoleTimestamp, now)
+	g, k, err := s.signing(ctx, r, RoleTimestamp)
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,8 @@
 // Any number of processes may sign with one keyring, on a file system on which
 // they share locks. Each looks, before each signature, whether keyring.json has
 // been replaced, and reads it anew if so; there is nothing to restart and
-// no signal to send. A keyring that cannot be read stops the signing.
+// no signal to send. A keyring that cannot be read stops the signing. A key is
+// opened when it is to sign first: the next one's token may be away until then.
 //
 // # Rotation
 //

@@ -19,6 +19,7 @@ import (
 	"hallmark.build/attest/attesttest"
 	"hallmark.build/attest/policy"
 	"hallmark.build/attest/sign"
+	"hallmark.build/attest/sign/key"
 	"hallmark.build/attest/verify"
 )
 
@@ -223,6 +224,47 @@ func TestAnnouncedKeySignsFromItsTime(t *testing.T) {
 	}
 	if _, err := sign.Rotate(t.Context(), r.o, sign.RoleCA, time.Hour); err == nil {
 		t.Error("a second announcement: taken")
+	}
+}
+
+// TestNextKeyOutOfReach: the key that signs goes on while the next one's token is
+// away, as long as it may.
+func TestNextKeyOutOfReach(t *testing.T) {
+	r := newRing(t)
+	s := r.open()
+	first := r.first(sign.RoleCA)
+	file := filepath.Join(t.TempDir(), "next.pem")
+	_, text, err := key.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plug := func() {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plug()
+	r.o.CAKey = key.FileURI(file)
+	next := r.rotate(sign.RoleCA, 24*time.Hour)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	for _, forward := range []time.Duration{time.Hour, 23 * time.Hour, sign.Overlap} {
+		r.clock.forward(forward)
+		for name, s := range map[string]*sign.Signer{"open before": s, "opened after": r.open()} {
+			if have := issuedBy(t, signed(t, s)); have != "Hallmark authority "+first.ID {
+				t.Errorf("after %s more: %s: by %s, want %s", forward, name, have, first.ID)
+			}
+		}
+	}
+	r.clock.forward(time.Second)
+	if _, err := s.Sign(t.Context(), statement(t, attesttest.Job(), builderID)); err == nil || !strings.Contains(err.Error(), next.ID) {
+		t.Errorf("once the first may not: %v", err)
+	}
+	plug()
+	r.clock.forward(time.Minute)
+	if have := issuedBy(t, signed(t, s)); have != "Hallmark authority "+next.ID {
+		t.Errorf("once it is back: by %s, want %s", have, next.ID)
 	}
 }
 

@@ -27,7 +27,6 @@ import (
 
 	"hallmark.build/attest"
 	"hallmark.build/attest/internal/private"
-	"hallmark.build/attest/sign/key"
 )
 
 // LeafLifetime is how long a signing certificate is valid.
@@ -89,25 +88,25 @@ type Signer struct {
 
 	mu   sync.Mutex
 	ring *ring
-	keys map[string]key.Key // by generation, open until Close
+	keys map[string]*heldKey // by generation
 }
 
 // A ring is one state of the keyring. It does not change.
 type ring struct {
 	file        os.FileInfo // the file that it was read from
 	generations []Generation
-	keys        map[string]key.Key
 	trusted     *trustpb.TrustedRoot
 	verifier    *verifier
 }
 
-// Open reads the keyring and opens its keys, and makes them on first use.
+// Open reads the keyring and opens the keys that sign now, and makes them on
+// first use.
 func Open(ctx context.Context, o Options) (*Signer, error) {
 	o, err := o.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	s := &Signer{o: o, keys: map[string]key.Key{}}
+	s := &Signer{o: o, keys: map[string]*heldKey{}}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("sign: %w", err), s.Close())
 	}
@@ -124,11 +123,22 @@ func (s *Signer) open(ctx context.Context) error {
 	if err := s.connect(); err != nil {
 		return err
 	}
-	r, err := s.current(ctx)
+	r, err := s.current()
 	if err != nil {
 		return err
 	}
-	return s.configured(r)
+	if err := s.configured(r); err != nil {
+		return err
+	}
+	for _, role := range []Role{RoleCA, RoleTimestamp} {
+		if s.o.external(role) {
+			continue
+		}
+		if _, _, err := s.signing(ctx, r, role); err != nil && !errors.Is(err, errNone) {
+			return err
+		}
+	}
+	return nil
 }
 
 // connect makes the clients of outside services.
@@ -174,8 +184,10 @@ func (s *Signer) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var err error
-	for id, k := range s.keys {
-		err = errors.Join(err, k.Close())
+	for id, h := range s.keys {
+		if h.key != nil {
+			err = errors.Join(err, h.key.Close())
+		}
 		delete(s.keys, id)
 	}
 	return err
@@ -183,7 +195,7 @@ func (s *Signer) Close() error {
 
 // current is the keyring as it is on disk now. A keyring that cannot be read
 // any more is an error, not the one from before.
-func (s *Signer) current(ctx context.Context) (*ring, error) {
+func (s *Signer) current() (*ring, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	info, err := os.Stat(filepath.Join(s.o.Dir, keyringFile))
@@ -195,7 +207,7 @@ func (s *Signer) current(ctx context.Context) (*ring, error) {
 	if s.ring != nil && same(s.ring.file, info) {
 		return s.ring, nil
 	}
-	r, err := s.load(ctx)
+	r, err := s.load()
 	if err != nil {
 		return nil, err
 	}
@@ -210,40 +222,16 @@ func same(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
 }
 
-// load reads the keyring and opens the keys that sign now or will.
-func (s *Signer) load(ctx context.Context) (*ring, error) {
+func (s *Signer) load() (*ring, error) {
 	all, err := readKeyring(s.o.Dir)
 	if err != nil {
 		return nil, err
 	}
-	r := &ring{generations: all, keys: map[string]key.Key{}, trusted: trustedRoot(s.o, all)}
+	r := &ring{generations: all, trusted: trustedRoot(s.o, all)}
 	if r.verifier, err = newVerifier(r.trusted); err != nil {
 		return nil, err
 	}
-	now := s.o.Now()
-	for _, g := range all {
-		if g.over(now) || s.o.external(g.Role) {
-			continue
-		}
-		if s.keys[g.ID] == nil {
-			if s.keys[g.ID], err = openKey(ctx, s.o.Dir, g); err != nil {
-				delete(s.keys, g.ID)
-				return nil, err
-			}
-		}
-		r.keys[g.ID] = s.keys[g.ID]
-	}
 	return r, nil
-}
-
-// signing is the generation of a role that signs now: the newest one.
-func (r *ring) signing(role Role, now time.Time) (Generation, key.Key, error) {
-	for i := len(r.generations) - 1; i >= 0; i-- {
-		if g := r.generations[i]; g.Role == role && g.usable(now) && r.keys[g.ID] != nil {
-			return g, r.keys[g.ID], nil
-		}
-	}
-	return Generation{}, nil, fmt.Errorf("no %s key may sign at %s: `hallmark-attestd keys rotate %s` makes one", role, now.Format(time.RFC3339), role)
 }
 
 // Sign makes the bundle of a statement that package attest has made. The
@@ -252,7 +240,7 @@ func (s *Signer) Sign(ctx context.Context, st attest.Statement) ([]byte, error) 
 	if !st.Intact() {
 		return nil, errors.New("sign: not a statement made from a record")
 	}
-	r, err := s.current(ctx)
+	r, err := s.current()
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
@@ -343,7 +331,7 @@ func (r *ring) check(leaf *x509.Certificate, digest, signature, token []byte) er
 // Trusted is what verifiers must be given for the signatures of this keyring,
 // old ones too. The logs are for the caller to add.
 func (s *Signer) Trusted() (*trustpb.TrustedRoot, error) {
-	r, err := s.current(context.Background())
+	r, err := s.current()
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
