@@ -79,4 +79,10 @@
 // the configuration, and carry none of the extensions that Fulcio writes for a
 // CI job; a timestamp must answer our nonce, be of our signature, and come from
 // an authority there, at a time near ours. A job's ID token is never sent.
+//
+// What is not checked is the signed certificate timestamp, the word of a
+// certificate transparency log, that a Fulcio puts in a certificate or beside it:
+// neither here nor by package verify. The trusted root hands such logs on to
+// verifiers that do. Whoever has stolen a Fulcio's key is therefore not found out
+// by its certificate transparency log, but by the log that signatures are in.
 package sign

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"hallmark.build/attest/internal/private"
+	"hallmark.build/attest/internal/sigstore"
 )
 
 // Fulcio is a certificate authority of Sigstore's, at which the authority has
@@ -147,7 +148,7 @@ func (f *fulcioClient) check(leaf *x509.Certificate, once *ecdsa.PublicKey, now 
 	if len(names) != 1 || names[0] != f.o.Identity || len(leaf.IPAddresses) > 0 {
 		return fmt.Errorf("it names %q: want %q alone", names, f.o.Identity)
 	}
-	if job := jobClaim(leaf); job != "" {
+	if job := sigstore.JobClaim(leaf); job != "" {
 		return fmt.Errorf("it names a job (%s): the authority signs under an identity of its own", job)
 	}
 	issuer, err := issuerOf(leaf)
@@ -169,19 +170,6 @@ func (f *fulcioClient) check(leaf *x509.Certificate, once *ecdsa.PublicKey, now 
 
 // maxSkew is how far the clocks of outside services may be from ours.
 const maxSkew = time.Minute
-
-// jobClaim finds an extension that Fulcio writes for a CI job's token alone:
-// the job's URL, or its build's configuration.
-func jobClaim(leaf *x509.Certificate) string {
-	for _, ext := range leaf.Extensions {
-		for _, last := range []int{9, 12, 13, 14, 15, 18, 20, 21} {
-			if ext.Id.Equal(asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, last}) {
-				return ext.Id.String()
-			}
-		}
-	}
-	return ""
-}
 
 // issuerOf reads the issuer in both of Fulcio's forms, which must agree.
 func issuerOf(leaf *x509.Certificate) (string, error) {

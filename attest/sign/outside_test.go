@@ -377,6 +377,9 @@ func TestFulciosThatAreNotBelieved(t *testing.T) {
 		"a job's claims": {template(func(c *x509.Certificate) {
 			c.ExtraExtensions = append(c.ExtraExtensions, extension(t, 21, "https://gitlab.example.com/group/project/-/jobs/1"))
 		}), "names a job"},
+		"a GitHub job": {template(func(c *x509.Certificate) {
+			c.ExtraExtensions = append(c.ExtraExtensions, extension(t, 5, "group/project"))
+		}), "names a job"},
 		"a job's project":  {template(func(c *x509.Certificate) { c.ExtraExtensions = append(c.ExtraExtensions, extension(t, 15, "7")) }), "names a job"},
 		"two identities":   {template(func(c *x509.Certificate) { c.EmailAddresses = []string{"a@example.com"} }), "alone"},
 		"no identity":      {template(func(c *x509.Certificate) { c.URIs = nil }), "it names []"},

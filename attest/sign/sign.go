@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -27,6 +26,7 @@ import (
 
 	"hallmark.build/attest"
 	"hallmark.build/attest/internal/private"
+	"hallmark.build/attest/internal/sigstore"
 )
 
 // LeafLifetime is how long a signing certificate is valid.
@@ -285,7 +285,7 @@ func (s *Signer) sign(ctx context.Context, r *ring, st attest.Statement) (signed
 	if err != nil {
 		return signed{}, fmt.Errorf("certificate: %w", err)
 	}
-	digest := sha256.Sum256(pae(attest.PayloadType, st.JSON))
+	digest := sha256.Sum256(sigstore.PAE(attest.PayloadType, st.JSON))
 	signature, err := ecdsa.SignASN1(rand.Reader, once, digest[:])
 	if err != nil {
 		return signed{}, err
@@ -302,15 +302,6 @@ func (s *Signer) sign(ctx context.Context, r *ring, st attest.Statement) (signed
 
 // now is to the second, as certificates and timestamps are.
 func (s *Signer) now() time.Time { return s.o.Now().UTC().Truncate(time.Second) }
-
-// pae is DSSE's pre-authentication encoding.
-func pae(payloadType string, payload []byte) []byte {
-	var b bytes.Buffer
-	b.Grow(len(payload) + len(payloadType) + 64)
-	b.WriteString("DSSEv1 " + strconv.Itoa(len(payloadType)) + " " + payloadType + " " + strconv.Itoa(len(payload)) + " ")
-	b.Write(payload)
-	return b.Bytes()
-}
 
 // check verifies what was just made, as a reader with the trusted root will: a
 // fault while signing must not leave here, nor a key that has just ended.

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 
 	bundlepb "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	commonpb "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
@@ -17,6 +16,8 @@ import (
 	"github.com/transparency-dev/merkle/proof"
 	"github.com/transparency-dev/merkle/rfc6962"
 	"google.golang.org/protobuf/encoding/protojson"
+
+	"hallmark.build/attest/internal/sigstore"
 )
 
 // Kind and version of every entry.
@@ -76,7 +77,7 @@ func parseSigned(text []byte) (*draft, error) {
 	if !ok || key.Curve != elliptic.P256() {
 		return nil, errors.New("the certificate's key is not ECDSA P-256")
 	}
-	d.digest = sha256.Sum256(pae(envelope.GetPayloadType(), envelope.GetPayload()))
+	d.digest = sha256.Sum256(sigstore.PAE(envelope.GetPayloadType(), envelope.GetPayload()))
 	if !ecdsa.VerifyASN1(key, d.digest[:], d.signature) {
 		return nil, errors.New("the signature does not verify with the certificate's key")
 	}
@@ -88,15 +89,6 @@ func parseSigned(text []byte) (*draft, error) {
 	}
 	d.leafHash = rfc6962.DefaultHasher.HashLeaf(d.body)
 	return d, nil
-}
-
-// pae is DSSE's pre-authentication encoding.
-func pae(payloadType string, payload []byte) []byte {
-	var b bytes.Buffer
-	b.Grow(len(payload) + len(payloadType) + 64)
-	b.WriteString("DSSEv1 " + strconv.Itoa(len(payloadType)) + " " + payloadType + " " + strconv.Itoa(len(payload)) + " ")
-	b.Write(payload)
-	return b.Bytes()
 }
 
 // hashedRekord is the entry. Its members stand in the order of their names and

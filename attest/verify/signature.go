@@ -5,7 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/hex"
 	"errors"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/sigstore/sigstore-go/pkg/verify"
 
+	"hallmark.build/attest/internal/sigstore"
 	"hallmark.build/attest/policy"
 )
 
@@ -103,7 +103,7 @@ func readSigner(leaf *x509.Certificate) (policy.Signer, error) {
 			return policy.Signer{}, err
 		}
 	}
-	if isJobs(leaf) {
+	if sigstore.JobClaim(leaf) != "" {
 		return policy.Signer{}, errors.New("is that of a CI job: whoever runs in it could have signed")
 	}
 	if who.Identity == "" {
@@ -120,17 +120,6 @@ func readSigner(leaf *x509.Certificate) (policy.Signer, error) {
 		}
 	}
 	return who, nil
-}
-
-// isJobs reports whether a Fulcio made the certificate for the token of a CI job:
-// then it has extensions for the job's source, build configuration or run.
-func isJobs(leaf *x509.Certificate) bool {
-	fulcio := asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1}
-	return slices.ContainsFunc(leaf.Extensions, func(ext pkix.Extension) bool {
-		last := len(fulcio)
-		return len(ext.Id) == last+1 && ext.Id[:last].Equal(fulcio) &&
-			slices.Contains([]int{2, 3, 4, 5, 6, 9, 10, 12, 13, 14, 15, 18, 19, 20, 21}, ext.Id[last])
-	})
 }
 
 // onlyName reads a subject alternative name extension of exactly one URI or

@@ -50,7 +50,7 @@ var mayImport = map[string][]string{
 	"attest/authority/client":      {"attest/authority/authoritypb", "attest/authority/invitation", "attest/internal/..."},
 	"attest/authority":             {"attest", "attest/authority/authoritypb", "attest/authority/invitation", "attest/gitlab", "attest/internal/...", "attest/sign", "attest/store", "sandbox/record"},
 	"attest/policy":                {"attest", "config/tomlfile"},
-	"attest/verify":                {"attest", "attest/policy", "sandbox/record"},
+	"attest/verify":                {"attest", "attest/internal/sigstore", "attest/policy", "sandbox/record"},
 	"attest/verify/verifytest":     {"attest", "attest/policy", "attest/verify", "sandbox/record"},
 	"attest/report":                {"attest/verify", "attest/policy"},
 	"cmd/hallmark":                 {"attest/...", "config", "config/..."},
