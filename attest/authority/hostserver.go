@@ -21,10 +21,13 @@ import (
 // Limits of connections from other machines. Where one is reached the oldest
 // connection of whoever has the most goes, so that nobody keeps others out by
 // holding connections. Half-open ones cost nothing but their place; finished
-// handshakes cost time of the processor, so there may be so many from one address.
+// handshakes cost time of the processor. A host has so many of its own, as a
+// balancer's address is that of all hosts; the rest go to the account of the address.
 const (
-	handshakesPerMinute  = 600
+	handshakesPerMinute  = 600 // of one address
 	handshakeBurst       = 200
+	handshakesOfHost     = 120 // a minute
+	handshakeBurstOfHost = 60
 	maxHandshakes        = 1024
 	maxHandshakesFrom    = 256 // one address, which a balancer shares among all hosts
 	maxStrangers         = 64  // connections without a certificate of ours
@@ -45,6 +48,7 @@ func NewHostServer(a *Authority, names []string) (*grpc.Server, error) {
 	creds := &hostCredentials{
 		ca: a.cfg.HostCA, config: serverTLS(a.cfg.HostCA, names), failed: a.metrics.handshakeFailed,
 		rate:       newRates(handshakesPerMinute, handshakeBurst, time.Now),
+		hostRate:   newRates(handshakesOfHost, handshakeBurstOfHost, time.Now),
 		handshakes: newCrowd(maxHandshakes, maxHandshakesFrom),
 		strangers:  newCrowd(maxStrangers, maxStrangersFrom),
 		hosts:      newCrowd(maxHostConnections, maxConnectionsOfHost),
@@ -70,7 +74,7 @@ type hostCredentials struct {
 	ca                           *HostCA
 	config                       *tls.Config
 	failed                       func()
-	rate                         *rates // of finished handshakes, by address
+	rate, hostRate               *rates // of finished handshakes, by address and by host
 	handshakes, strangers, hosts *crowd
 }
 
@@ -85,20 +89,35 @@ func (c *hostCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.
 	if err := secure.Handshake(); err != nil {
 		return c.refuse(conn, err)
 	}
-	c.rate.take(address)
 	state := secure.ConnectionState()
-	if state.NegotiatedProtocol != "h2" {
-		return c.refuse(conn, errors.New("the peer does not speak HTTP/2"))
-	}
 	p := tlsPeer{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, address: address}
 	if len(state.PeerCertificates) > 0 {
 		p.cert = state.PeerCertificates[0]
 		p.host, p.wrong = c.ca.hostOf(p.cert)
 	}
+	if err := c.charge(p); err != nil {
+		return c.refuse(conn, err)
+	}
+	if state.NegotiatedProtocol != "h2" {
+		return c.refuse(conn, errors.New("the peer does not speak HTTP/2"))
+	}
 	if p.host != "" {
 		return &countedConn{Conn: secure, leave: c.hosts.enter(p.key(), conn)}, p, nil
 	}
 	return newStrangerConn(secure, c.strangers.enter(p.key(), conn)), p, nil
+}
+
+// charge puts a finished handshake to an account.
+func (c *hostCredentials) charge(p tlsPeer) error {
+	if p.host == "" {
+		c.rate.take(p.address)
+		return nil
+	}
+	if _, ok := c.hostRate.take(p.host); !ok {
+		c.rate.take(p.address)
+		return fmt.Errorf("too many connections of host %s", p.host)
+	}
+	return nil
 }
 
 func (c *hostCredentials) refuse(conn net.Conn, why error) (net.Conn, credentials.AuthInfo, error) {

@@ -2,6 +2,7 @@ package authority
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -53,5 +54,38 @@ func TestRatesForget(t *testing.T) {
 	}
 	if len(r.full) > maxRates {
 		t.Errorf("%d keys", len(r.full))
+	}
+}
+
+// TestHandshakes: hosts that share a balancer's address have handshakes of their
+// own, a greedy host and strangers use up the address's.
+func TestHandshakes(t *testing.T) {
+	now := time.Unix(1, 0)
+	clock := func() time.Time { return now }
+	c := &hostCredentials{rate: newRates(60, 3, clock), hostRate: newRates(60, 2, clock)}
+	for i := range 100 {
+		if err := c.charge(tlsPeer{address: "balancer", host: strconv.Itoa(i)}); err != nil {
+			t.Errorf("host %d: %v", i, err)
+		}
+	}
+	if !c.rate.ready("balancer") {
+		t.Error("hosts use up the address's")
+	}
+	for range 3 {
+		if err := c.charge(tlsPeer{address: "elsewhere"}); err != nil {
+			t.Errorf("stranger: %v", err)
+		}
+	}
+	if c.rate.ready("elsewhere") {
+		t.Error("strangers have no limit")
+	}
+	refused := 0
+	for range 5 {
+		if c.charge(tlsPeer{address: "balancer", host: "greedy"}) != nil {
+			refused++
+		}
+	}
+	if refused != 3 || c.rate.ready("balancer") {
+		t.Errorf("greedy: %d of 5 refused; the address has some left: %v", refused, c.rate.ready("balancer"))
 	}
 }
