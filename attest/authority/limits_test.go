@@ -392,31 +392,31 @@ func TestHostileHosts(t *testing.T) {
 	}
 }
 
-// persistent asks again when the connection was cut, as a host does.
+// persistent asks again when the connection was cut, as a host does, for a while.
 type persistent struct{ authoritypb.AuthorityClient }
 
-func (p persistent) Open(ctx context.Context, req *authoritypb.OpenRequest, opts ...grpc.CallOption) (*authoritypb.OpenResponse, error) {
+const patience = 5 * time.Minute
+
+func ask[Req, Res any](ctx context.Context, call func(context.Context, Req, ...grpc.CallOption) (Res, error), req Req, opts []grpc.CallOption) (Res, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	for {
-		if res, err := p.AuthorityClient.Open(ctx, req, opts...); !client.IsTemporary(err) {
+		if res, err := call(ctx, req, opts...); !client.IsTemporary(err) || ctx.Err() != nil {
 			return res, err
 		}
 	}
+}
+
+func (p persistent) Open(ctx context.Context, req *authoritypb.OpenRequest, opts ...grpc.CallOption) (*authoritypb.OpenResponse, error) {
+	return ask(ctx, p.AuthorityClient.Open, req, opts)
 }
 
 func (p persistent) Append(ctx context.Context, req *authoritypb.AppendRequest, opts ...grpc.CallOption) (*authoritypb.AppendResponse, error) {
-	for {
-		if res, err := p.AuthorityClient.Append(ctx, req, opts...); !client.IsTemporary(err) {
-			return res, err
-		}
-	}
+	return ask(ctx, p.AuthorityClient.Append, req, opts)
 }
 
 func (p persistent) Close(ctx context.Context, req *authoritypb.CloseRequest, opts ...grpc.CallOption) (*authoritypb.CloseResponse, error) {
-	for {
-		if res, err := p.AuthorityClient.Close(ctx, req, opts...); !client.IsTemporary(err) {
-			return res, err
-		}
-	}
+	return ask(ctx, p.AuthorityClient.Close, req, opts)
 }
 
 // settles waits until a metric has a value.

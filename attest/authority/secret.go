@@ -14,8 +14,8 @@ import (
 )
 
 // Secret reads the secret that commitment keys are derived from, and makes it
-// on first use, with its directory: both are for their owner alone. A reader of the file can test guesses of hidden values in
-// published statements.
+// on first use, with its directory: both are for their owner alone. A reader of
+// the file can test guesses of hidden values in published statements.
 func Secret(name string) ([]byte, error) {
 	if err := private.Dir(filepath.Dir(name)); err != nil {
 		return nil, fmt.Errorf("authority: secret: %w", err)

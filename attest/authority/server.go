@@ -188,7 +188,8 @@ func (c peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.A
 	if credErr != nil {
 		return nil, nil, fmt.Errorf("authority: peer: %w", credErr)
 	}
-	// A process of another user namespace shows as the overflow id: nobody.
+	// A user that this namespace does not map shows as the overflow id, 65534 by
+	// default, which must not be among those allowed.
 	if cred.Uid == math.MaxUint32 || !slices.Contains(c.allowed, cred.Uid) {
 		return nil, nil, fmt.Errorf("authority: user %d may not speak as a host", cred.Uid)
 	}
