@@ -145,8 +145,14 @@ func anyJob(rw http.ResponseWriter, r *http.Request) {
 	})
 }
 
+// A victim is the authority's process. Its end is noticed whenever it comes.
+type victim struct {
+	*os.Process
+	ended chan error
+}
+
 // start returns once the authority serves.
-func (w *killWorld) start() *exec.Cmd {
+func (w *killWorld) start() victim {
 	w.t.Helper()
 	cmd := exec.Command("/proc/self/exe", "serve", "-config", w.path("attestd.toml"))
 	cmd.Args[0] = "hallmark-attestd"
@@ -158,28 +164,36 @@ func (w *killWorld) start() *exec.Cmd {
 	defer log.Close()
 	cmd.Stderr = log
 	w.must(cmd.Start())
+	d := victim{cmd.Process, make(chan error, 1)}
+	go func() { d.ended <- cmd.Wait() }()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(2 * time.Millisecond) {
 		text, err := os.ReadFile(w.path("log"))
 		w.must(err)
 		if _, rest, ok := strings.Cut(string(text), " http="); ok && strings.Contains(rest, "\n") {
 			w.http = strings.Fields(rest)[0]
-			return cmd
+			return d
 		}
-		if time.Now().After(deadline) || cmd.ProcessState != nil {
-			_ = cmd.Process.Kill()
+		select {
+		case err := <-d.ended:
+			w.t.Fatalf("the authority ends (%v) when it should serve:\n%s", err, text)
+		default:
+		}
+		if time.Now().After(deadline) {
+			_ = d.Kill()
 			w.t.Fatalf("the authority does not start:\n%s", text)
 		}
 	}
 }
 
-func (w *killWorld) kill(cmd *exec.Cmd) {
-	w.must(cmd.Process.Kill())
-	_ = cmd.Wait()
+// kill fails if the authority has ended by itself.
+func (w *killWorld) kill(d victim) {
+	w.must(d.Kill())
+	<-d.ended
 }
 
-func (w *killWorld) stop(cmd *exec.Cmd) {
-	w.must(cmd.Process.Signal(syscall.SIGTERM))
-	w.must(cmd.Wait())
+func (w *killWorld) stop(d victim) {
+	w.must(d.Signal(syscall.SIGTERM))
+	w.must(<-d.ended)
 }
 
 // host takes one job after another through its life.
