@@ -70,7 +70,7 @@ lint:
 
 # The integration tests run other programs, which a race detector in the test's
 # own process does not see into.
-race: deps runtime
+race: build runtime
 	@$(SETUP)/tools.sh $(CACHE) versitygw cosign rekor-tiles
 	go test -race -timeout 35m $(TESTFLAGS) $$(go list ./... | grep -vE '^hallmark.build/integration(/forgery|/interop|/sigstore)?$$')
 

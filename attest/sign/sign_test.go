@@ -398,7 +398,7 @@ func cosign(t *testing.T) string {
 	}
 	name, err := exec.LookPath("cosign")
 	if err != nil {
-		t.Skip("no cosign: run `make tools`, set COSIGN or HALLMARK_BIN, or put it on PATH")
+		t.Fatal("no cosign: run `make tools`, set COSIGN or HALLMARK_BIN, or put it on PATH")
 	}
 	return name
 }
