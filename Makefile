@@ -49,10 +49,10 @@ runner:
 tools: runtime runner
 	@$(SETUP)/tools.sh $(CACHE) cosign
 
-# What the tests call on top: other verifiers, a whole Sigstore, object storage.
-# This is minutes of building, once, and wants Node.js with npm.
+# What the tests call on top: other verifiers, a whole Sigstore, object storage,
+# a key service. This is minutes of building, once, and wants Node.js with npm.
 peers: tools
-	@$(SETUP)/tools.sh $(CACHE) cosign2 versitygw sigstore-js fulcio timestamp-server rekor-tiles
+	@$(SETUP)/tools.sh $(CACHE) cosign2 versitygw local-kms sigstore-js fulcio timestamp-server rekor-tiles
 
 # Onto this machine, or below DESTDIR.
 install: build runtime
@@ -71,7 +71,7 @@ lint:
 # The integration tests run other programs, which a race detector in the test's
 # own process does not see into.
 race: build runtime
-	@$(SETUP)/tools.sh $(CACHE) versitygw cosign rekor-tiles
+	@$(SETUP)/tools.sh $(CACHE) versitygw local-kms cosign rekor-tiles
 	go test -race -timeout 35m $(TESTFLAGS) $$(go list ./... | grep -vE '^hallmark.build/integration(/forgery|/interop|/sigstore)?$$')
 
 # Every fuzz target that there is, for a little while each.

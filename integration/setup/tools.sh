@@ -91,6 +91,9 @@ for name in "$@"; do
 	versitygw) # an S3 server on a directory, Apache-2.0
 		build github.com/versity/versitygw v1.8.0 'h1:au+wI+aybno/STsQiSm35Uu6Q6iK5MWReQxgO6SEMFc=' 0 "-ldflags '-s -w'" /cmd/versitygw
 		;;
+	local-kms) # a key service that speaks as AWS KMS does, MIT
+		build github.com/nsmithuk/local-kms v0.0.0-20260228092603-2a5e92d09ab6 'h1:kCiMJ8KHc9CLE+nL5W5c0hFEhjyZMRNJroF8huqLoNM=' 0 "-ldflags '-s -w'" ''
+		;;
 	staticcheck)
 		build honnef.co/go/tools v0.8.2 'h1:+jPbCzuYxYrcoOvCecYUFDj+XJQRmzIhJmlbpps21Zk=' 0 "-ldflags '-s -w'" /cmd/staticcheck
 		;;

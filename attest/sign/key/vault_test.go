@@ -69,8 +69,9 @@ func (v *vault) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// TestHashiVault goes through hallmark-kms, as it is installed.
-func TestHashiVault(t *testing.T) {
+// installKMS puts hallmark-kms on PATH as the plugin of each name.
+func installKMS(t *testing.T, names ...string) (program string) {
+	t.Helper()
 	program, err := filepath.Abs("../../../bin/hallmark-kms")
 	if err != nil {
 		t.Fatal(err)
@@ -79,13 +80,18 @@ func TestHashiVault(t *testing.T) {
 		t.Fatalf("%v: run `make build`", err)
 	}
 	dir := t.TempDir()
-	for _, name := range []string{"sigstore-kms-hashivault", "sigstore-kms-other"} {
-		if err := os.Symlink(program, filepath.Join(dir, name)); err != nil {
+	for _, name := range names {
+		if err := os.Symlink(program, filepath.Join(dir, "sigstore-kms-"+name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return program
+}
 
+// TestHashiVault goes through hallmark-kms, as it is installed.
+func TestHashiVault(t *testing.T) {
+	program := installKMS(t, "hashivault", "other")
 	v := &vault{t: t, token: "hvs.the-token"}
 	mine := testKey(t)
 	v.key.Store(mine)
