@@ -184,7 +184,7 @@ func parseAnswer(text []byte) (pluginAnswer, error) {
 		return pluginAnswer{}, errors.New("more follows the answer")
 	}
 	if a.ErrorMessage != "" {
-		return pluginAnswer{}, fmt.Errorf("it says: %.300q", a.ErrorMessage)
+		return pluginAnswer{}, fmt.Errorf("it says: %.1000q", a.ErrorMessage)
 	}
 	return a, nil
 }
