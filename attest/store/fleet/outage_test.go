@@ -197,15 +197,20 @@ func TestSweep(t *testing.T) {
 		t.Errorf("not swept: %v", err)
 	}
 	check(t, s)
+	decideWhileSwept(t, s)
+	check(t, s)
+}
+
+// decideWhileSwept makes decisions while everything undecided is swept, however
+// new: some fail for it, and succeed when tried again in peace.
+func decideWhileSwept(t *testing.T, s *fleet.Store) {
+	ctx := t.Context()
 	var wg sync.WaitGroup
-	stop := make(chan struct{})
+	sweep := make(chan struct{})
+	defer wg.Wait()
+	defer close(sweep)
 	wg.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
+		for range sweep {
 			if err := s.Sweep(ctx, time.Now().Add(time.Hour)); err != nil {
 				t.Error(err)
 			}
@@ -218,13 +223,16 @@ func TestSweep(t *testing.T) {
 		}
 		err := errors.New("not tried")
 		for try := 0; err != nil && try < 100; try++ {
+			if try%2 == 0 {
+				select {
+				case sweep <- struct{}{}:
+				default: // is still at it
+				}
+			}
 			err = s.Decide(ctx, a.ID, storetest.Decision(n, 2))
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	close(stop)
-	wg.Wait()
-	check(t, s)
 }
