@@ -280,13 +280,16 @@ func TestInitSilent(t *testing.T) {
 	defer unix.Close(fd)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("enough")
-	idle := len(inCgroup(b.runtime, c))
+	idle := inCgroup(b.runtime, c)
 	go func() {
-		for len(inCgroup(b.runtime, c)) == idle && t.Context().Err() == nil {
+		for len(inCgroup(b.runtime, c)) == len(idle) && t.Context().Err() == nil {
 			time.Sleep(time.Millisecond) // until the stage runs: before, nothing has to be killed
 		}
 		if err := unix.PidfdSendSignal(fd, unix.SIGSTOP, nil, 0); err != nil {
 			t.Error(err)
+		}
+		for !stopped(t, idle[0]) && t.Context().Err() == nil {
+			time.Sleep(time.Millisecond) // a thread in the kernel may answer first
 		}
 		cancel(why)
 	}()
@@ -296,6 +299,23 @@ func TestInitSilent(t *testing.T) {
 	if pids := inCgroup(b.runtime, c); len(pids) > 0 {
 		t.Errorf("still there: %v", pids)
 	}
+}
+
+// stopped reports whether no thread of a process runs any more.
+func stopped(t *testing.T, pid string) bool {
+	t.Helper()
+	threads, err := filepath.Glob(filepath.Join("/proc", pid, "task/*/stat"))
+	if err != nil || len(threads) == 0 {
+		t.Errorf("process %s: no threads (%v)", pid, err)
+		return true
+	}
+	for _, name := range threads {
+		text, err := os.ReadFile(name)
+		if _, state, ok := strings.Cut(string(text), ") "); err == nil && ok && !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return true
 }
 
 // The two containers of several sandboxes at once: nobody is in another's way.
