@@ -158,7 +158,7 @@ func FuzzParseRequest(f *testing.F) {
 			t.Errorf("wants %q", req.Wants)
 		}
 		// Nobody may ask for an object unseen.
-		if encoding == "" && bytes.Contains(body, []byte("0032want "+one+"\n")) && bytes.HasPrefix(body, []byte("0032want ")) && !slices.Contains(req.Wants, one) && string(body[9:49]) == one {
+		if encoding == "" && bytes.HasPrefix(body, []byte("0032want "+one+"\n")) && !slices.Contains(req.Wants, one) {
 			t.Errorf("%q: the first want is missing from %q", body, req.Wants)
 		}
 	})
