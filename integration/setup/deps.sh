@@ -9,6 +9,7 @@ needed=(
 	busybox-static mmdebstrap               # images
 	softhsm2                                # a PKCS#11 token
 	postgresql                              # what a fleet's store is tested on
+	curl openssl                            # clients and judges that tests ask
 	ca-certificates
 )
 missing=()

@@ -101,14 +101,11 @@ func outside(opts Options) (int, error) {
 
 // prepare makes what worlds share. Worlds of several packages may start at once.
 func prepare(opts Options, root string) error {
-	lock, err := os.OpenFile(filepath.Join(root, ".cache", "world.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	unlock, err := lock(root)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("%s: %w", lock.Name(), err)
-	}
+	defer unlock()
 	probe, err := buildProbe(root)
 	if err != nil {
 		return err
@@ -120,6 +117,19 @@ func prepare(opts Options, root string) error {
 		return opts.Prepare(root)
 	}
 	return nil
+}
+
+// lock keeps other worlds away from what worlds share.
+func lock(root string) (unlock func() error, err error) {
+	file, err := os.OpenFile(filepath.Join(root, ".cache", "world.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("%s: %w", file.Name(), err)
+	}
+	return file.Close, nil
 }
 
 // startAgain runs this program once more, with the same arguments and streams,
@@ -238,16 +248,17 @@ func checkPrograms(root string) error {
 	return nil
 }
 
-// buildProbe makes the program that jobs try to get out with.
+// buildProbe makes the program that jobs try to get out with. It is there whole
+// or not at all.
 func buildProbe(root string) (string, error) {
 	file := filepath.Join(root, ".cache", "bin", "probe")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", file, "./integration/probe")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", file+".new", "./integration/probe")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build probe: %w\n%s", err, out)
 	}
-	return file, nil
+	return file, os.Rename(file+".new", file)
 }
 
 // until polls a condition; what is not so after the time is an error.

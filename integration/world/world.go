@@ -154,6 +154,11 @@ func (w *World) connect() (err error) {
 
 // pushImages fills the registry from the cache.
 func (w *World) pushImages(only []string) error {
+	unlock, err := lock(w.Root)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	ctx := context.Background()
 	made, err := images.MakeAll(ctx, filepath.Join(w.Root, ".cache", "images"), filepath.Join(w.Root, ".cache", "bin", "probe"), io.Discard, only...)
 	if err != nil {
