@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -14,8 +15,10 @@ import (
 	"net/url"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,38 +41,14 @@ func realRekor(t *testing.T) (*url.URL, *trustpb.TrustedRoot) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ports := freePorts(t, 3)
-	cmd := exec.Command(filepath.Join("..", "..", ".cache", "bin", "rekor-tiles"), "serve", "--http-address=127.0.0.1", "--http-port="+ports[0],
-		"--grpc-port="+ports[1], "--http-metrics-port="+ports[2], "--hostname=rekor.example.com", "--storage-dir="+filepath.Join(dir, "tiles"),
-		"--signer-filepath="+filepath.Join(dir, "rekor.pem"), "--checkpoint-interval=1s")
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	api, err := startRekor(t, dir)
+	for range 2 { // another program may have taken a port
+		if err != nil {
+			api, err = startRekor(t, dir)
+		}
 	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("%s", first(said.Bytes(), 4000))
-		}
-	})
-	api := &url.URL{Scheme: "http", Host: "127.0.0.1:" + ports[0]}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	for {
-		res, err := http.Get(api.String() + "/healthz")
-		if err == nil {
-			res.Body.Close()
-			if res.StatusCode == http.StatusOK {
-				break
-			}
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("rekor does not come up: %v", err)
-		case <-time.After(20 * time.Millisecond):
-		}
+	if err != nil {
+		t.Fatal(err)
 	}
 	tiles := http.StripPrefix("/api/v2", http.FileServer(http.Dir(filepath.Join(dir, "tiles"))))
 	proxy := httputil.NewSingleHostReverseProxy(api)
@@ -86,6 +65,55 @@ func realRekor(t *testing.T) (*url.URL, *trustpb.TrustedRoot) {
 		t.Fatal(err)
 	}
 	return u, trusting(t, key, "rekor.example.com")
+}
+
+// startRekor runs it on ports that are free, and waits until it is healthy.
+func startRekor(t *testing.T, dir string) (*url.URL, error) {
+	t.Helper()
+	ports := freePorts(t, 3)
+	cmd := exec.Command(filepath.Join("..", "..", ".cache", "bin", "rekor-tiles"), "serve", "--http-address=127.0.0.1", "--http-port="+ports[0],
+		"--grpc-port="+ports[1], "--http-metrics-port="+ports[2], "--hostname=rekor.example.com", "--storage-dir="+filepath.Join(dir, "tiles"),
+		"--signer-filepath="+filepath.Join(dir, "rekor.pem"), "--checkpoint-interval=1s")
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // the death signal is the starting thread's
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		if t.Failed() {
+			t.Logf("%s", first(said.Bytes(), 4000))
+		}
+	})
+	api := &url.URL{Scheme: "http", Host: "127.0.0.1:" + ports[0]}
+	for deadline := time.After(90 * time.Second); ; {
+		res, err := http.Get(api.String() + "/healthz")
+		if err == nil {
+			res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return api, nil
+			}
+		}
+		select {
+		case <-ended:
+			return nil, fmt.Errorf("rekor ended: %s", first(said.Bytes(), 4000))
+		case <-deadline:
+			t.Fatalf("rekor does not come up: %v", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func freePorts(t *testing.T, n int) []string {

@@ -24,6 +24,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -44,6 +45,10 @@ const (
 	secretKey = "hallmark-secret"
 	patience  = 60 * time.Second // with a server that starts on a busy machine
 )
+
+// tries are how often a server is started: another program may have taken its
+// port just before.
+const tries = 3
 
 // Servers are both, on one directory.
 type Servers struct {
@@ -83,7 +88,33 @@ func (s *Servers) start(ctx context.Context) error {
 	if err := s.initS3(); err != nil {
 		return err
 	}
-	return errors.Join(s.StartPostgres(ctx), s.StartS3(ctx))
+	return errors.Join(
+		retry(ctx, func() (err error) {
+			if s.pgPort, err = freePort(); err != nil {
+				return err
+			}
+			return s.startPostgres(ctx)
+		}),
+		retry(ctx, func() (err error) {
+			if s.s3Port, err = freePort(); err != nil {
+				return err
+			}
+			return s.startS3(ctx)
+		}))
+}
+
+func retry(ctx context.Context, start func() error) error {
+	for n := 1; ; n++ {
+		err := start()
+		if err == nil || n == tries {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // Stop ends both and removes what they had.
@@ -102,9 +133,6 @@ func (s *Servers) initPostgres(ctx context.Context) error {
 	if err := os.Mkdir(data, 0o700); err != nil {
 		return err
 	}
-	if s.pgPort, err = freePort(); err != nil {
-		return err
-	}
 	if err := give(data, s.file("postgres.key")); err != nil {
 		return err
 	}
@@ -116,7 +144,7 @@ func (s *Servers) initPostgres(ctx context.Context) error {
 	}
 	s.postgres = &server{
 		path: filepath.Join(bin, "postgres"),
-		args: []string{"-D", data, "-k", data, "-h", "127.0.0.1", "-p", strconv.Itoa(s.pgPort), "-c", "max_connections=300", "-c", "shared_buffers=64MB",
+		args: []string{"-D", data, "-k", data, "-h", "127.0.0.1", "-c", "max_connections=300", "-c", "shared_buffers=64MB",
 			"-c", "ssl=on", "-c", "ssl_cert_file=" + s.file("server.pem"), "-c", "ssl_key_file=" + s.file("postgres.key")},
 		attr: unprivileged(),
 	}
@@ -193,16 +221,13 @@ func (s *Servers) initS3() error {
 	if _, err := os.Stat(path); err != nil {
 		return fmt.Errorf("%w: run make peers", err)
 	}
-	if s.s3Port, err = freePort(); err != nil {
-		return err
-	}
 	data, meta := filepath.Join(s.dir, "s3"), filepath.Join(s.dir, "meta")
 	if err := errors.Join(os.Mkdir(data, 0o700), os.Mkdir(meta, 0o700)); err != nil {
 		return err
 	}
 	s.s3 = &server{
 		path: path,
-		args: []string{"--access", accessKey, "--secret", secretKey, "--port", fmt.Sprintf("127.0.0.1:%d", s.s3Port), "--quiet",
+		args: []string{"--access", accessKey, "--secret", secretKey, "--quiet",
 			"--cert", s.file("server.pem"), "--key", s.file("s3.key"),
 			"posix", "--sidecar", meta, data},
 		attr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
@@ -242,9 +267,13 @@ func (s *Servers) RemoteURL(name string) string {
 	return fmt.Sprintf("postgres://hallmark@127.0.0.1:%d/%s?sslmode=verify-full&sslrootcert=%s", s.pgPort, name, s.file("server.pem"))
 }
 
-// StartPostgres starts it and waits until it answers.
+// StartPostgres starts it where it was and waits until it answers.
 func (s *Servers) StartPostgres(ctx context.Context) error {
-	return s.postgres.start(ctx, func(ctx context.Context) error {
+	return retry(ctx, func() error { return s.startPostgres(ctx) })
+}
+
+func (s *Servers) startPostgres(ctx context.Context) error {
+	return s.postgres.start(ctx, []string{"-p", strconv.Itoa(s.pgPort)}, func(ctx context.Context) error {
 		c, err := pgx.Connect(ctx, s.DatabaseURL("postgres"))
 		if err != nil {
 			return err
@@ -256,13 +285,17 @@ func (s *Servers) StartPostgres(ctx context.Context) error {
 // KillPostgres ends it as a crash of it would: it recovers when it starts.
 func (s *Servers) KillPostgres() { s.postgres.stop(syscall.SIGQUIT) }
 
-// StartS3 starts it and waits until it answers.
+// StartS3 starts it where it was and waits until it answers.
 func (s *Servers) StartS3(ctx context.Context) error {
+	return retry(ctx, func() error { return s.startS3(ctx) })
+}
+
+func (s *Servers) startS3(ctx context.Context) error {
 	client, err := s.client()
 	if err != nil {
 		return err
 	}
-	return s.s3.start(ctx, func(ctx context.Context) error {
+	return s.s3.start(ctx, []string{"--port", fmt.Sprintf("127.0.0.1:%d", s.s3Port)}, func(ctx context.Context) error {
 		_, err := client.BucketExists(ctx, "nothing")
 		return err
 	})
@@ -347,10 +380,12 @@ type server struct {
 	said    bytes.Buffer // once ended
 }
 
-func (p *server) start(ctx context.Context, answers func(context.Context) error) error {
+// start runs it at an address, as arguments say, and leaves nothing running if
+// it does not answer.
+func (p *server) start(ctx context.Context, address []string, answers func(context.Context) error) error {
 	started := make(chan error)
 	p.ended = make(chan struct{})
-	cmd := exec.Command(p.path, p.args...)
+	cmd := exec.Command(p.path, slices.Concat(address, p.args)...)
 	cmd.Dir, cmd.SysProcAttr = "/", p.attr
 	p.said.Reset()
 	cmd.Stdout, cmd.Stderr = &p.said, &p.said
@@ -371,7 +406,11 @@ func (p *server) start(ctx context.Context, answers func(context.Context) error)
 	p.process = cmd.Process
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return p.wait(ctx, answers)
+	err := p.wait(ctx, answers)
+	if err != nil {
+		p.stop(syscall.SIGQUIT)
+	}
+	return err
 }
 
 func (p *server) wait(ctx context.Context, answers func(context.Context) error) error {
