@@ -36,7 +36,7 @@ func output() coordinator.Job {
 // attestedLater waits for the one bundle of a job that has ended.
 func attestedLater(t *testing.T, r coordinator.Result) harness.Attestation {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); len(attestations(t, r.ID)) == 0; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); len(attestations(t, r.ID)) == 0; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("job %d is not attested; %s", r.ID, statusOf(t, r))
 		}

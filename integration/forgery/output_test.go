@@ -255,7 +255,7 @@ func TestCancelWhileTheArtifactIsSent(t *testing.T) {
 	attempt.Release()
 	harness.WaitTrace(t, attempt, "Uploading artifacts")
 	attempt.ForceCancel()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(3 * time.Minute)
 	for !strings.Contains(theWorld.Sandboxd.Log(), fmt.Sprintf("msg=\"sandbox removed\" job=%d ", attempt.Job.ID)) {
 		if time.Now().After(deadline) {
 			t.Fatal("the job's sandbox is still there")

@@ -123,7 +123,7 @@ func Evidence(t *testing.T, r coordinator.Result) []record.Entry {
 	if attempt == "" {
 		t.Fatalf("job %d: its log names no attempt:\n%s", r.ID, Plain(r.Trace))
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		status, body := Get(t, "/v1/attempts/"+attempt+"/record")
 		if status == http.StatusOK {

@@ -21,7 +21,7 @@ var showTraces = flag.Bool("traces", false, "print the trace of every job")
 
 // jobTime is longer than any job here takes; it only keeps a broken test from
 // hanging.
-const jobTime = 3 * time.Minute
+const jobTime = 6 * time.Minute
 
 // Hermetic is a job of the profile of that name, in the smallest image.
 func Hermetic(script ...string) coordinator.Job {

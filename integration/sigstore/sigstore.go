@@ -317,7 +317,7 @@ func freePorts(n int) ([]string, error) {
 
 // answer is what a service says once it says something.
 func answer(ctx context.Context, url string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
 	for {
 		body, err := get(ctx, url)

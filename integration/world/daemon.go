@@ -61,7 +61,7 @@ func (d *Daemon) Start() error {
 		d.err = cmd.Wait()
 		close(done)
 	}()
-	err = until(30*time.Second, d.Name+" ready", func() bool { return d.ended() || d.ready == nil || d.ready() })
+	err = until(2*time.Minute, d.Name+" ready", func() bool { return d.ended() || d.ready == nil || d.ready() })
 	if err == nil && d.ended() {
 		err = fmt.Errorf("%s: ended at once: %v", d.Name, d.err)
 		d.cmd = nil

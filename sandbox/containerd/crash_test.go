@@ -324,7 +324,11 @@ func TestStartRefuses(t *testing.T) {
 	} {
 		cfg := good
 		c.change(&cfg)
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		limit := 30 * time.Second
+		if c.say == "" {
+			limit = 3 * time.Second // it is waited for in vain
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		r, err := Start(ctx, cfg, slog.New(slog.DiscardHandler))
 		cancel()
 		if err == nil {

@@ -17,13 +17,15 @@ type image struct {
 	size  int64
 }
 
+var zero [64 << 10]byte
+
 type imagePart struct {
 	at   int64
 	data []byte
 }
 
 func (i *image) Write(p []byte) (int, error) {
-	if len(bytes.Trim(p, "\x00")) > 0 {
+	if len(p) > len(zero) || !bytes.Equal(p, zero[:len(p)]) {
 		i.parts = append(i.parts, imagePart{i.size, bytes.Clone(p)})
 	}
 	i.size += int64(len(p))
