@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 
@@ -14,21 +15,29 @@ import (
 // PostgreSQL ends the call's, and the store tries it again.
 func TestDeadlock(t *testing.T) {
 	o := running.Fresh(t)
-	s := open(t, o)
 	ctx := t.Context()
+	c, err := pgx.Connect(ctx, o.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(ctx)
+	// Whoever has waited this long looks for a deadlock, once, and ends itself: it
+	// shall be the call, even where the test comes late to its part.
+	if _, err := c.Exec(ctx, fmt.Sprintf("ALTER DATABASE %q SET deadlock_timeout = '10s'", c.Config().Database)); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, o)
 	a, b := storetest.Attempt(1, 1), storetest.Attempt(2, 2)
 	for _, at := range []store.Attempt{a, b} {
 		if err := s.Begin(ctx, at); err != nil {
 			t.Fatal(err)
 		}
 	}
-	c, err := pgx.Connect(ctx, o.Database)
+	tx, err := c.Begin(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close(ctx)
-	tx, err := c.Begin(ctx)
-	if err != nil {
+	if _, err := tx.Exec(ctx, "SET LOCAL deadlock_timeout = '5min'"); err != nil {
 		t.Fatal(err)
 	}
 	touch := func(id string) {
@@ -44,7 +53,7 @@ func TestDeadlock(t *testing.T) {
 		}
 	})
 	for waits := false; !waits; {
-		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted)").Scan(&waits); err != nil {
+		if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))").Scan(&waits); err != nil {
 			t.Fatal(err)
 		}
 	}
