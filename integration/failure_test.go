@@ -167,8 +167,8 @@ func TestPayloadsThatCannotBeTrustedAreRefused(t *testing.T) {
 
 func TestUnknownStageNeverReachesTheBuild(t *testing.T) {
 	out, code := drive(t, nil, "run", "/etc/hostname", "surprise_stage")
-	if code != 2 {
-		t.Errorf("exit %d, want 2\n%s", code, out)
+	if code != 2 || !contains(out, `stage "surprise_stage" is not one`) {
+		t.Errorf("exit %d, want 2 because of the stage\n%s", code, out)
 	}
 }
 

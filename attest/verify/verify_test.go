@@ -379,6 +379,12 @@ func TestEachCheckFailsAlone(t *testing.T) {
 		{name: "other issuer", check: "builder", detail: "issuer is not the policy's", forge: func(f *verifytest.Forgery) {
 			f.Leaf = verifytest.LeafTemplate(f.Identity, "https://other.example.com", f.SignedAt)
 		}},
+		{name: "issuer that a pattern would match", check: "builder", detail: "issuer is not the policy's", forge: func(f *verifytest.Forgery) {
+			f.Leaf = verifytest.LeafTemplate(f.Identity, strings.ReplaceAll(verifytest.Issuer, ".", "-"), f.SignedAt)
+		}},
+		{name: "issuer that goes on", check: "builder", detail: "issuer is not the policy's", forge: func(f *verifytest.Forgery) {
+			f.Leaf = verifytest.LeafTemplate(f.Identity, verifytest.Issuer+".evil.example", f.SignedAt)
+		}},
 		{name: "other profile", check: "builder", detail: `not the builder of profile "firewalled"`, edit: external("profile", "firewalled")},
 
 		// subject

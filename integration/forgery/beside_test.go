@@ -22,6 +22,14 @@ func TestStealFromTheJobBeside(t *testing.T) {
 	noEscape(t, thief)
 }
 
+// What the theft above would find if jobs met: within one job it is all there.
+func TestStealFromOneself(t *testing.T) {
+	t.Parallel()
+	const mark = "oneself-5b20"
+	r := begin(t, harness.Hermetic("probe offer "+mark+" > offer.log &", "while ! grep -q offering offer.log; do sleep 0.1; done", "probe seek "+mark+" 127.0.0.1"))
+	succeeded(t, r, "file /builds/group/project/mark-"+mark+": ESCAPE", "/mem: ESCAPE", "shared memory: ESCAPE", "tcp 127.0.0.1: ESCAPE", "udp 127.0.0.1: ESCAPE", "abstract socket: ESCAPE")
+}
+
 // Cases 25 and 26. A job writes to every place that it can, and to a cache of a
 // protected branch's key. The next job of the same project finds none of it.
 func TestLeaveSomethingForTheNextJob(t *testing.T) {

@@ -2,6 +2,7 @@ package forgery
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +17,8 @@ import (
 	"hallmark.build/sandbox/record"
 )
 
-// Case 13. The repository itself sends git elsewhere: submodules and large files
-// of other hosts, and of another project. None of it is fetched.
+// Case 13. The repository itself sends git elsewhere, for a large file. It is
+// asked for and not fetched.
 func TestFetchSourcesFromElsewhere(t *testing.T) {
 	t.Parallel()
 	pointer := "version https://git-lfs.github.com/spec/v1\noid sha256:" + strings.Repeat("a", 64) + "\nsize 12\n"
@@ -31,6 +32,11 @@ func TestFetchSourcesFromElsewhere(t *testing.T) {
 	job.Variables = []coordinator.Variable{{Key: "GIT_SUBMODULE_STRATEGY", Value: "recursive", Public: true}}
 	r := begin(t, job)
 	harness.Never(t, r, "CANARY")
+	if blocked := harness.DataOf[record.Block](t, harness.Evidence(t, r), record.Blocked); !slices.ContainsFunc(blocked, func(b record.Block) bool {
+		return strings.HasPrefix(b.Target, "https://"+world.CanaryName+"/lfs/")
+	}) {
+		t.Errorf("LFS was not tried: %+v", blocked)
+	}
 	if r.State == coordinator.Success {
 		for _, d := range harness.Attested(t, r).Statement.Predicate.BuildDefinition.ResolvedDependencies {
 			if strings.Contains(d.URI, world.CanaryName) {
@@ -145,7 +151,7 @@ func TestMoveTheTagUnderARunningJob(t *testing.T) {
 }
 
 // Case 32. GitLab offers a terminal in a job where the runner says that it has
-// one. Ours says it has none, and listens nowhere.
+// one. Ours says it has none.
 func TestOpenATerminal(t *testing.T) {
 	t.Parallel()
 	for _, runner := range []string{world.Hermetic, world.Firewalled} {

@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +24,9 @@ const (
 	meetSegment = 0x4a11
 	meetKey     = "hallmark-meet"
 )
+
+// maxArea is how much is read of one area of a process's memory.
+const maxArea = 16 << 20
 
 // leave puts a mark wherever something might outlive the job: every directory
 // that can be written, shared memory, the kernel's keyrings.
@@ -157,7 +162,9 @@ func seekFiles(mark string, found func(string, []byte)) {
 	})
 }
 
-// seekProc reads what processes other than this job's would show.
+// seekProc reads what the processes that it sees would show: how they were
+// called, their environment and their memory. Those that it descends from know
+// the mark from the script that they were given.
 func seekProc(path string, d fs.DirEntry, found func(string, []byte)) error {
 	if !d.IsDir() || filepath.Dir(path) != "/proc" || strings.Trim(d.Name(), "0123456789") != "" {
 		return skip(d)
@@ -168,7 +175,43 @@ func seekProc(path string, d fs.DirEntry, found func(string, []byte)) error {
 			found(path+"/"+file, data)
 		}
 	}
+	if !slices.Contains(lineage(), d.Name()) {
+		seekMemory(path, found)
+	}
 	return fs.SkipDir
+}
+
+// lineage is this process and all that it descends from.
+func lineage() []string {
+	var pids []string
+	for pid := "self"; pid != "0" && pid != ""; {
+		status, _ := os.ReadFile(filepath.Join("/proc", pid, "status"))
+		_, rest, _ := strings.Cut(string(status), "\nPid:\t")
+		own, _, _ := strings.Cut(rest, "\n")
+		_, rest, _ = strings.Cut(string(status), "\nPPid:\t")
+		pid, _, _ = strings.Cut(rest, "\n")
+		pids = append(pids, own)
+	}
+	return pids
+}
+
+// seekMemory reads what a process keeps in its stacks and heaps.
+func seekMemory(process string, found func(string, []byte)) {
+	maps, _ := os.ReadFile(filepath.Join(process, "maps"))
+	mem, err := os.Open(filepath.Join(process, "mem"))
+	if err != nil {
+		return
+	}
+	defer mem.Close()
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		var mode string
+		if n, _ := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); n < 3 || !strings.HasPrefix(mode, "rw") {
+			continue
+		}
+		data, _ := io.ReadAll(io.NewSectionReader(mem, from, min(to-from, maxArea)))
+		found(process+"/mem", data)
+	}
 }
 
 func skip(d fs.DirEntry) error {
