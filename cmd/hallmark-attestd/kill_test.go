@@ -51,6 +51,8 @@ func TestKilledUnderLoad(t *testing.T) {
 	for n := range killHosts {
 		hosts.Go(func() { w.host(ctx, int64(1_000_000*(n+1))) })
 	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); hosts.Wait() }()
 	began := time.Now()
 	for range *kills {
 		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
@@ -58,11 +60,21 @@ func TestKilledUnderLoad(t *testing.T) {
 		daemon = w.start()
 	}
 	took := time.Since(began)
-	for w.closed() < killHosts {
-		time.Sleep(time.Millisecond) // a slow machine may have closed none so far
+	for w.closed() < killHosts { // a slow machine may have closed none so far
+		select {
+		case <-ended:
+			t.Fatalf("the hosts have given up, %d attempts are closed", w.closed())
+		case err := <-daemon.ended:
+			t.Fatalf("the authority ends (%v) while hosts work", err)
+		case <-time.After(time.Millisecond):
+		}
 	}
 	stop()
-	hosts.Wait()
+	select {
+	case <-ended:
+	case err := <-daemon.ended:
+		t.Fatalf("the authority ends (%v) while hosts finish", err)
+	}
 	w.settled()
 	signed := w.logSize()
 	w.stop(daemon)
@@ -166,7 +178,7 @@ func (w *killWorld) start() victim {
 	w.must(cmd.Start())
 	d := victim{cmd.Process, make(chan error, 1)}
 	go func() { d.ended <- cmd.Wait() }()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(2 * time.Millisecond) {
 		text, err := os.ReadFile(w.path("log"))
 		w.must(err)
 		if _, rest, ok := strings.Cut(string(text), " http="); ok && strings.Contains(rest, "\n") {
@@ -196,7 +208,9 @@ func (w *killWorld) stop(d victim) {
 	w.must(<-d.ended)
 }
 
-// host takes one job after another through its life.
+// host takes one job after another through its life, until ctx ends. It
+// finishes the job it has then: a call that is cancelled goes on in the
+// authority, which may sign after all that was signed has been counted.
 func (w *killWorld) host(ctx context.Context, job int64) {
 	conn, err := client.DialSocket(w.path("sock"))
 	if err != nil {
@@ -205,7 +219,7 @@ func (w *killWorld) host(ctx context.Context, job int64) {
 	}
 	defer conn.Close()
 	for ; ctx.Err() == nil; job++ {
-		if err := w.job(ctx, conn, job); err != nil && ctx.Err() == nil {
+		if err := w.job(w.t.Context(), conn, job); err != nil && w.t.Context().Err() == nil {
 			w.t.Errorf("job %d: %v", job, err)
 			return
 		}
@@ -317,7 +331,7 @@ func (w *killWorld) get(path string) string {
 // settled waits until the authority has gone on with all that was signed.
 func (w *killWorld) settled() {
 	w.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		ready := w.get("/readyz")
 		if strings.Contains(ready, "signed, without log proof: 0\n") {
 			return

@@ -213,7 +213,7 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 		d.ended(ts)
 		ts.Fatalf("the daemon ended: %v", d.cmd.Wait())
 	}
-	ts.Check(notify.SetReadDeadline(time.Now().Add(30 * time.Second)))
+	ts.Check(notify.SetReadDeadline(time.Now().Add(2 * time.Minute)))
 	buf := make([]byte, 64)
 	n, err := notify.Read(buf)
 	ts.Check(err)

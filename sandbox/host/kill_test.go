@@ -51,11 +51,13 @@ func TestHostKilledUnderLoad(t *testing.T) {
 		}
 		ledger.mood.set(mood)
 		cmd := startVictim(t, dir, "work")
-		ledger.await(calls)
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		ledger.await(calls, ended)
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		_ = cmd.Wait()
+		<-ended
 	}
 	ledger.mood.set(up)
 	if err := startVictim(t, dir, "drain").Wait(); err != nil {
@@ -132,8 +134,10 @@ type Ledger struct {
 const away = "away"
 
 // await returns after so many further calls, so that a host is killed at work
-// however slow the machine is.
-func (l *Ledger) await(n int) {
+// however slow the machine is. A host that ends by itself, having said why,
+// would never make them.
+func (l *Ledger) await(n int, ended <-chan error) {
+	l.t.Helper()
 	l.mu.Lock()
 	until := l.calls + n
 	l.mu.Unlock()
@@ -144,7 +148,11 @@ func (l *Ledger) await(n int) {
 		if calls >= until {
 			return
 		}
-		time.Sleep(time.Millisecond)
+		select {
+		case err := <-ended:
+			l.t.Fatalf("the host ends (%v) when it should work", err)
+		case <-time.After(time.Millisecond):
+		}
 	}
 }
 
