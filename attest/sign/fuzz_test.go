@@ -3,6 +3,7 @@ package sign
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 )
 
@@ -18,6 +19,9 @@ func FuzzKeyring(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(good)
+	// In UTC, these are years that JSON does not have.
+	f.Add(regexp.MustCompile(`"until": "[^"]*"`).ReplaceAll(good, []byte(`"until": "0000-01-01T00:00:00+01:00"`)))
+	f.Add(regexp.MustCompile(`"from": "[^"]*"`).ReplaceAll(good, []byte(`"from": "9999-12-31T23:59:59-01:00"`)))
 	f.Add([]byte(`{"version":1,"generations":[]}`))
 	f.Add([]byte(`{"version":1,"generations":[{"id":"ca-00","role":"ca","from":"2026-01-01T00:00:00Z","until":"2027-01-01T00:00:00Z","certificates":[]}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {

@@ -194,6 +194,9 @@ func (g Generation) check() error {
 		return errors.New("the certificate is not from the root")
 	case g.From.Before(g.chain[0].NotBefore) || g.Until.After(g.chain[0].NotAfter):
 		return errors.New("the window is wider than the certificate's life")
+	case g.From.Year() > 9999 || g.Until.Year() < 0:
+		// In UTC: it could be read, with an offset, and not be written again.
+		return errors.New("the window has a year that is not one of 0 to 9999")
 	}
 	return nil
 }
