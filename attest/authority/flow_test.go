@@ -546,7 +546,7 @@ func TestTheLogHoldsUpNobody(t *testing.T) {
 	entered := 0
 	log.during = func() {
 		entered++
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		_, unlock, err := w.store.Lock(ctx, 4242)
 		if err != nil {
@@ -586,7 +586,7 @@ func TestBackgroundProfilesDoNotWait(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); w.a.Resume(ctx) }()
-	for deadline := time.Now().Add(10 * time.Second); w.state(res) != store.StateClosed && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); w.state(res) != store.StateClosed && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	cancel()

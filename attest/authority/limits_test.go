@@ -226,6 +226,7 @@ func wantLimit(t testing.TB, err error, reason string, passes bool, message stri
 func TestOpensPerMinute(t *testing.T) {
 	f := newFleet(t, func(l *authority.Limits) { l.OpensPerMinute = 20 })
 	flood, other := f.join("runner-1"), f.join("runner-2")
+	f.frozen.Store(time.Now().UnixNano()) // while a slow machine works, no turns come back
 	stub := f.with(flood.keyPair(t))
 	for job := range int64(2) {
 		if _, err := stub.Open(t.Context(), requestFor(job+1)); err != nil {
@@ -423,13 +424,13 @@ func (p persistent) Close(ctx context.Context, req *authoritypb.CloseRequest, op
 func (f *fleet) settles(line string) {
 	f.t.Helper()
 	text := ""
-	for range 1000 {
+	for range 6000 {
 		if text = f.get("/metrics").Body.String(); strings.Contains(text, line+"\n") {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	f.t.Errorf("%s: not within 10 s in\n%s", line, text)
+	f.t.Errorf("%s: not within a minute in\n%s", line, text)
 }
 
 // attack does one thing after another until ctx ends, as a host that has joined.

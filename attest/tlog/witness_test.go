@@ -155,7 +155,7 @@ func TestWitnesses(t *testing.T) {
 
 	// One of two needed is down: nothing comes out, until it is back.
 	two.setFail(down)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if _, err := l.Enter(ctx, all[2]); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "witnesses") {
 		t.Errorf("without the quorum: %v", err)

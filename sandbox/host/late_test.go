@@ -234,7 +234,7 @@ func TestLateRecordSurvivesTheDaemon(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); next.closeLate(ctx) }()
-	for deadline := time.Now().Add(10 * time.Second); w.files(t, w.late()) > 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); w.files(t, w.late()) > 0 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	cancel()
@@ -334,7 +334,7 @@ func TestLeftoversHoldUpNoLateRecord(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = w.Serve(ctx, l) }()
-	for deadline := time.Now().Add(10 * time.Second); w.files(t, w.late()) > 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); w.files(t, w.late()) > 0 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	cancel()
