@@ -16,6 +16,9 @@ SETUP     := integration/setup
 TESTFLAGS ?=
 TESTS     ?= ./...
 FUZZTIME  ?= 5s
+# Packages of tests that want the machine for themselves, one after the other:
+# each runs a whole fleet of programs.
+ALONE     := hallmark.build/integration(/forgery|/interop|/sigstore)?
 
 export GOFLAGS := -buildvcs=false
 
@@ -59,8 +62,13 @@ install: build runtime
 	@$(SETUP)/install.sh bin $(CACHE)
 
 test: build peers
-	go test -timeout 55m $(TESTFLAGS) $(TESTS)
-	cd integration/gitlab-runner/standins/phrasestream && go test $(TESTFLAGS) ./...
+	@rest=$$(go list $(TESTS) | grep -vxE '$(ALONE)' || true); \
+	alone=$$(go list $(TESTS) | grep -xE '$(ALONE)' || true); \
+	status=0; \
+	[ -z "$$rest" ] || go test -timeout 55m $(TESTFLAGS) $$rest || status=1; \
+	[ -z "$$alone" ] || go test -p 1 -timeout 55m $(TESTFLAGS) $$alone || status=1; \
+	(cd integration/gitlab-runner/standins/phrasestream && go test $(TESTFLAGS) ./...) || status=1; \
+	exit $$status
 
 demo: build tools
 	@go run ./integration/demo
@@ -72,7 +80,7 @@ lint:
 # own process does not see into.
 race: build runtime
 	@$(SETUP)/tools.sh $(CACHE) versitygw local-kms cosign rekor-tiles
-	go test -race -timeout 35m $(TESTFLAGS) $$(go list ./... | grep -vE '^hallmark.build/integration(/forgery|/interop|/sigstore)?$$')
+	go test -race -timeout 35m $(TESTFLAGS) $$(go list ./... | grep -vxE '$(ALONE)')
 
 # Every fuzz target that there is, for a little while each.
 fuzz:
