@@ -22,7 +22,7 @@ require (
 	github.com/in-toto/attestation v1.2.0 // tests: statements are valid to the format's own library
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL, for a fleet of authorities
 	github.com/miekg/pkcs11 v1.1.2 // state of a PKCS#11 token; linked by hallmark-pkcs11 alone
-	github.com/minio/minio-go/v7 v7.4.1 // S3-compatible object storage, likewise (Apache-2.0)
+	github.com/minio/minio-go/v7 v7.4.1 // S3-compatible object storage, for a fleet of authorities
 	github.com/opencontainers/image-spec v1.1.1 // types of image configuration
 	github.com/opencontainers/runtime-spec v1.3.0 // types of a container's specification
 	github.com/pjbgf/sha1cd v0.7.0 // SHA-1 with collision detection, for Git's objects
