@@ -26,9 +26,10 @@ func withConfig(t *testing.T, attestd, sandboxd string) {
 	reconfigure(t, theWorld.Sandboxd, "/etc/hallmark/sandboxd.toml", add(sandboxd))
 }
 
-// output is a job that has one, and takes a while before.
+// output is a job that has one, and takes a while before: the runner sends what
+// the job has said every three seconds.
 func output() coordinator.Job {
-	job := hermetic("echo started", "echo out > out.txt", "i=0; while [ $i -lt 20 ]; do sleep 0.1; i=$((i+1)); done")
+	job := hermetic("echo started", "echo out > out.txt", "i=0; while [ $i -lt 70 ]; do sleep 0.1; i=$((i+1)); done")
 	job.Artifacts = coordinator.Archive("out.txt")
 	return job
 }

@@ -173,44 +173,6 @@ func TestStrangers(t *testing.T) {
 	f.works(f.join("runner-1"))
 }
 
-// TestSlowWriter holds that calls whose requests do not come are counted against
-// their host alone, and that it is told.
-func TestSlowWriter(t *testing.T) {
-	f := newFleet(t, func(l *authority.Limits) { l.Calls = 6 })
-	slow, other := f.join("runner-1"), f.join("runner-2")
-	pair := slow.keyPair(t)
-	r, err := f.raw(t.Context(), "127.0.0.1", nil, pair)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	for range 6 {
-		stream, err := r.begin(appendMethod)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := r.promise(stream, authority.MaxMessage); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// A seventh is refused once the six have arrived.
-	stub := f.with(pair)
-	for err == nil || status.Code(err) == codes.NotFound {
-		_, err = stub.Append(t.Context(), &authoritypb.AppendRequest{Attempt: strings.Repeat("0", 32)})
-	}
-	wantLimit(t, err, "CALLS_IN_FLIGHT", true, "6 calls of this host are in flight, as many as it may have")
-	if _, err := f.attest(t.Context(), other, 4242); err != nil {
-		t.Error(err)
-	}
-	if f.counted(authority.EventLimit) == 0 {
-		t.Error("not counted")
-	}
-	r.Close()
-	if _, err := f.attest(t.Context(), slow, 4243); err != nil {
-		t.Errorf("the host does not recover: %v", err)
-	}
-}
-
 // wantLimit checks what a host is told about a limit: which, and whether to ask again.
 func wantLimit(t testing.TB, err error, reason string, passes bool, message string) {
 	t.Helper()
