@@ -59,10 +59,7 @@ func backupCommand(ctx context.Context, in invocation) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseRoot(); err != nil {
-		return err
-	}
-	cfg, err := config.LoadAttestd(file)
+	cfg, err := ownConfig(file)
 	if err != nil {
 		return err
 	}
@@ -86,10 +83,7 @@ func restoredCommand(ctx context.Context, in invocation) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseRoot(); err != nil {
-		return err
-	}
-	cfg, err := config.LoadAttestd(file)
+	cfg, err := ownConfig(file)
 	if err != nil {
 		return err
 	}
@@ -121,10 +115,7 @@ func checkCommand(ctx context.Context, in invocation) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseRoot(); err != nil {
-		return err
-	}
-	cfg, err := config.LoadAttestd(file)
+	cfg, err := ownConfig(file)
 	if err != nil {
 		return err
 	}

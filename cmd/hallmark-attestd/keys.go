@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -36,10 +35,7 @@ func keysCommand(ctx context.Context, in invocation) error {
 
 // keyring is the configuration of a command that reads or writes keys.
 func keyring(file string) (sign.Options, error) {
-	if err := errors.Join(refuseRoot(), hide()); err != nil {
-		return sign.Options{}, err
-	}
-	cfg, err := config.LoadAttestd(file)
+	cfg, err := keeperConfig(file)
 	if err != nil {
 		return sign.Options{}, err
 	}

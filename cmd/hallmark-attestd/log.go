@@ -115,10 +115,7 @@ func printReport(in invocation, r *tlog.Report, asJSON bool) error {
 }
 
 func auditOwn(ctx context.Context, file string) (*tlog.Report, error) {
-	if err := refuseRoot(); err != nil {
-		return nil, err
-	}
-	cfg, err := config.LoadAttestd(file)
+	cfg, err := ownConfig(file)
 	if err != nil {
 		return nil, err
 	}
@@ -171,10 +168,7 @@ func printCheckpoint(ctx context.Context, in invocation) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseRoot(); err != nil {
-		return err
-	}
-	cfg, err := config.LoadAttestd(file)
+	cfg, err := ownConfig(file)
 	if err != nil {
 		return err
 	}
@@ -192,10 +186,7 @@ func rotateLog(ctx context.Context, in invocation) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(refuseRoot(), hide()); err != nil {
-		return err
-	}
-	cfg, err := config.LoadAttestd(file)
+	cfg, err := keeperConfig(file)
 	if err != nil {
 		return err
 	}

@@ -51,11 +51,25 @@ func refuseRoot() error {
 	}
 }
 
-func trustedRoot(ctx context.Context, file string, stdout io.Writer) error {
-	if err := errors.Join(refuseRoot(), hide()); err != nil {
-		return err
+// ownConfig reads the configuration for a command that works on the authority's
+// files, and so as its user.
+func ownConfig(file string) (config.Attestd, error) {
+	if err := refuseRoot(); err != nil {
+		return config.Attestd{}, err
 	}
-	cfg, err := config.LoadAttestd(file)
+	return config.LoadAttestd(file)
+}
+
+// keeperConfig is ownConfig for a command that has keys in its memory.
+func keeperConfig(file string) (config.Attestd, error) {
+	if err := errors.Join(refuseRoot(), hide()); err != nil {
+		return config.Attestd{}, err
+	}
+	return config.LoadAttestd(file)
+}
+
+func trustedRoot(ctx context.Context, file string, stdout io.Writer) error {
+	cfg, err := keeperConfig(file)
 	if err != nil {
 		return err
 	}
@@ -83,10 +97,7 @@ func trustedRoot(ctx context.Context, file string, stdout io.Writer) error {
 
 // serve wires the parts and answers until ctx ends.
 func serve(ctx context.Context, file string, log *slog.Logger) error {
-	if err := errors.Join(refuseRoot(), hide()); err != nil {
-		return err
-	}
-	cfg, err := config.LoadAttestd(file)
+	cfg, err := keeperConfig(file)
 	if err != nil {
 		return err
 	}
