@@ -11,15 +11,12 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"hallmark.build/executor"
 	"hallmark.build/executor/joblog"
 	"hallmark.build/sandbox"
-	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/egress"
-	"hallmark.build/sandbox/image"
 	"hallmark.build/sandbox/policy"
 	"hallmark.build/sandbox/record"
 	"hallmark.build/sandbox/workspace"
@@ -28,9 +25,6 @@ import (
 // deadlineSlack is how long after a job's own time limit its sandbox may live:
 // uploads and teardown come after it.
 const deadlineSlack = 2 * time.Hour
-
-// platform is the only one whose images are run.
-const platform = "linux/" + runtime.GOARCH
 
 // prepare opens the attempt and builds its sandbox. Whatever it built is gone
 // again when it fails.
@@ -271,64 +265,6 @@ func (h *Host) platform(req executor.Request) record.Platform {
 	}
 }
 
-func (h *Host) imageName(j *job) string {
-	if name := j.payload.Image.Name; name != "" {
-		return name
-	}
-	return h.cfg.DefaultImage
-}
-
-// resolve turns both image names into digests and records them.
-func (h *Host) resolve(ctx context.Context, j *job, out *joblog.Log) (build, helper image.Image, err error) {
-	wanted := platform
-	if p := j.payload.Image.ExecutorOpts.Docker.Platform; p != "" {
-		wanted = p
-	}
-	name := h.imageName(j)
-	out.Printf("resolving image %s", name)
-	if build, err = h.images.Resolve(ctx, name, wanted, j.credentials); err != nil {
-		return build, helper, err
-	}
-	if helper, err = h.images.Resolve(ctx, h.cfg.HelperImage, platform, nil); err != nil {
-		// The admin's image, so the admin's failure.
-		return build, helper, fmt.Errorf("helper image: %s", err)
-	}
-	for _, i := range []struct {
-		role sandbox.Role
-		img  image.Image
-	}{{sandbox.Build, build}, {sandbox.Helper, helper}} {
-		_, err := j.record.Append(record.ImageResolved, record.Image{
-			Role: string(i.role), Name: i.img.Name, Reference: i.img.Reference, Manifest: i.img.Manifest,
-			Index: i.img.Index, Config: i.img.Config, Platform: i.img.Platform,
-		})
-		if err != nil {
-			return build, helper, err
-		}
-	}
-	return build, helper, nil
-}
-
-// credentials are those that GitLab sent along for a registry.
-func (j *job) credentials(registry string) (user, password string, ok bool) {
-	for _, c := range j.payload.Credentials {
-		if c.Type == "registry" && c.URL == registry {
-			return c.Username, c.Password, true
-		}
-	}
-	return "", "", false
-}
-
-func (h *Host) pull(ctx context.Context, j *job, build, helper image.Image, out *joblog.Log) error {
-	progress := func(line string) { out.Printf("%s", line) }
-	if err := h.runtime.Pull(ctx, build.Reference, build.Platform, j.credentials, progress); err != nil {
-		return fmt.Errorf("pull %s: %w", build.Reference, err)
-	}
-	if err := h.runtime.Pull(ctx, helper.Reference, helper.Platform, nil, progress); err != nil {
-		return fmt.Errorf("pull helper image %s: %w", helper.Reference, err)
-	}
-	return nil
-}
-
 // openBorder makes the job's only way out.
 func (h *Host) openBorder(ctx context.Context, j *job, pol policy.Policy, out *joblog.Log) error {
 	lifetime := time.Duration(j.payload.Runner.Timeout)*time.Second + deadlineSlack
@@ -342,108 +278,6 @@ func (h *Host) openBorder(ctx context.Context, j *job, pol policy.Policy, out *j
 	}
 	j.border = border
 	return nil
-}
-
-// create starts both containers at once.
-func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) error {
-	config, err := h.runtime.ImageConfig(ctx, build.Reference)
-	if err != nil {
-		return err
-	}
-	helperConfig, err := h.runtime.ImageConfig(ctx, helper.Reference)
-	if err != nil {
-		return fmt.Errorf("helper image: %s", err)
-	}
-	j.entrypoint = config.Entrypoint
-	if e := j.payload.Image.Entrypoint; e != nil {
-		j.entrypoint = e
-	}
-	if len(j.entrypoint) == 1 && j.entrypoint[0] == "" {
-		j.entrypoint = nil // `entrypoint: [""]` is how a job says none
-	}
-	j.user = config.User
-	if u := j.payload.Image.ExecutorOpts.Docker.User; u != "" {
-		j.user = u
-	}
-	j.env[sandbox.Build] = environment(config.Env, "")
-	j.env[sandbox.Helper] = environment(helperConfig.Env, "/tmp")
-	mounts, err := j.mounts()
-	if err != nil {
-		return err
-	}
-	specs := map[sandbox.Role]sandbox.Spec{
-		sandbox.Build:  h.spec(j, sandbox.Build, build.Reference, mounts),
-		sandbox.Helper: h.spec(j, sandbox.Helper, helper.Reference, append(mounts, sandbox.Mount{Source: h.cfg.GitLabRunner, Target: "/usr/local/bin/gitlab-runner", ReadOnly: true})),
-	}
-	for role, spec := range specs {
-		if spec.NetNS, err = j.border.Namespace(role); err != nil {
-			return fmt.Errorf("border: %w", err)
-		}
-		specs[role] = spec
-	}
-	g, gctx := errgroup.WithContext(ctx)
-	for role, spec := range specs {
-		g.Go(func() error {
-			c, err := h.runtime.Create(gctx, spec)
-			if err != nil {
-				return fmt.Errorf("%s container: %w", role, err)
-			}
-			j.keep(role, c) // even when the other one fails: teardown takes both
-			return nil
-		})
-	}
-	return g.Wait()
-}
-
-func (h *Host) spec(j *job, role sandbox.Role, reference string, mounts []sandbox.Mount) sandbox.Spec {
-	return sandbox.Spec{
-		Session: j.session, Role: role, Image: reference, Hostname: hostname(j),
-		IDs: j.ids, Limits: h.cfg.Limits, Mounts: mounts, ReadOnly: role == sandbox.Helper, CA: j.border.CA(),
-	}
-}
-
-func hostname(j *job) string { return fmt.Sprintf("job-%d", j.payload.ID) }
-
-// environment is what a stage's shell starts with. The script itself exports
-// the job's variables.
-func environment(image []string, home string) []string {
-	env := append([]string(nil), image...)
-	if !hasKey(env, "PATH") {
-		env = append(env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-	}
-	if home != "" {
-		env = append(env, "HOME="+home)
-	}
-	return append(env, containerd.TrustEnv()...)
-}
-
-func hasKey(env []string, key string) bool {
-	for _, kv := range env {
-		if len(kv) > len(key) && kv[:len(key)+1] == key+"=" {
-			return true
-		}
-	}
-	return false
-}
-
-// mounts are those that both containers have: the workspace, and the names
-// that resolve to the border.
-func (j *job) mounts() ([]sandbox.Mount, error) {
-	name := hostname(j)
-	files := map[string]string{
-		"resolv.conf": "nameserver 127.0.0.1\noptions attempts:1 timeout:5\n",
-		"hosts":       "127.0.0.1\tlocalhost " + name + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
-		"hostname":    name + "\n",
-	}
-	mounts := j.space.Mounts()
-	for file, content := range files {
-		path := filepath.Join(j.dir, file)
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			return nil, err
-		}
-		mounts = append(mounts, sandbox.Mount{Source: path, Target: "/etc/" + file, ReadOnly: true})
-	}
-	return mounts, nil
 }
 
 // logger is the daemon's log with the job's name on it.

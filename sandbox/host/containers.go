@@ -1,0 +1,116 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/containerd"
+	"hallmark.build/sandbox/image"
+)
+
+// create starts both containers at once.
+func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) error {
+	config, err := h.runtime.ImageConfig(ctx, build.Reference)
+	if err != nil {
+		return err
+	}
+	helperConfig, err := h.runtime.ImageConfig(ctx, helper.Reference)
+	if err != nil {
+		return fmt.Errorf("helper image: %s", err)
+	}
+	j.entrypoint = config.Entrypoint
+	if e := j.payload.Image.Entrypoint; e != nil {
+		j.entrypoint = e
+	}
+	if len(j.entrypoint) == 1 && j.entrypoint[0] == "" {
+		j.entrypoint = nil // `entrypoint: [""]` is how a job says none
+	}
+	j.user = config.User
+	if u := j.payload.Image.ExecutorOpts.Docker.User; u != "" {
+		j.user = u
+	}
+	j.env[sandbox.Build] = environment(config.Env, "")
+	j.env[sandbox.Helper] = environment(helperConfig.Env, "/tmp")
+	mounts, err := j.mounts()
+	if err != nil {
+		return err
+	}
+	specs := map[sandbox.Role]sandbox.Spec{
+		sandbox.Build:  h.spec(j, sandbox.Build, build.Reference, mounts),
+		sandbox.Helper: h.spec(j, sandbox.Helper, helper.Reference, append(mounts, sandbox.Mount{Source: h.cfg.GitLabRunner, Target: "/usr/local/bin/gitlab-runner", ReadOnly: true})),
+	}
+	for role, spec := range specs {
+		if spec.NetNS, err = j.border.Namespace(role); err != nil {
+			return fmt.Errorf("border: %w", err)
+		}
+		specs[role] = spec
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for role, spec := range specs {
+		g.Go(func() error {
+			c, err := h.runtime.Create(gctx, spec)
+			if err != nil {
+				return fmt.Errorf("%s container: %w", role, err)
+			}
+			j.keep(role, c) // even when the other one fails: teardown takes both
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (h *Host) spec(j *job, role sandbox.Role, reference string, mounts []sandbox.Mount) sandbox.Spec {
+	return sandbox.Spec{
+		Session: j.session, Role: role, Image: reference, Hostname: hostname(j),
+		IDs: j.ids, Limits: h.cfg.Limits, Mounts: mounts, ReadOnly: role == sandbox.Helper, CA: j.border.CA(),
+	}
+}
+
+func hostname(j *job) string { return fmt.Sprintf("job-%d", j.payload.ID) }
+
+// environment is what a stage's shell starts with. The script itself exports
+// the job's variables.
+func environment(image []string, home string) []string {
+	env := append([]string(nil), image...)
+	if !hasKey(env, "PATH") {
+		env = append(env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	}
+	if home != "" {
+		env = append(env, "HOME="+home)
+	}
+	return append(env, containerd.TrustEnv()...)
+}
+
+func hasKey(env []string, key string) bool {
+	for _, kv := range env {
+		if len(kv) > len(key) && kv[:len(key)+1] == key+"=" {
+			return true
+		}
+	}
+	return false
+}
+
+// mounts are those that both containers have: the workspace, and the names
+// that resolve to the border.
+func (j *job) mounts() ([]sandbox.Mount, error) {
+	name := hostname(j)
+	files := map[string]string{
+		"resolv.conf": "nameserver 127.0.0.1\noptions attempts:1 timeout:5\n",
+		"hosts":       "127.0.0.1\tlocalhost " + name + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+		"hostname":    name + "\n",
+	}
+	mounts := j.space.Mounts()
+	for file, content := range files {
+		path := filepath.Join(j.dir, file)
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return nil, err
+		}
+		mounts = append(mounts, sandbox.Mount{Source: path, Target: "/etc/" + file, ReadOnly: true})
+	}
+	return mounts, nil
+}
