@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 
+	"hallmark.build/executor"
 	"hallmark.build/executor/joblog"
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/image"
@@ -21,34 +22,50 @@ func (h *Host) imageName(j *job) string {
 	return h.cfg.DefaultImage
 }
 
-// resolve turns both image names into digests and records them.
-func (h *Host) resolve(ctx context.Context, j *job, out *joblog.Log) (build, helper image.Image, err error) {
-	wanted := platform
-	if p := j.payload.Image.ExecutorOpts.Docker.Platform; p != "" {
-		wanted = p
-	}
-	name := h.imageName(j)
-	out.Printf("resolving image %s", name)
-	if build, err = h.images.Resolve(ctx, name, wanted, j.credentials); err != nil {
+// fetchImages makes the images of the two containers that every job has present.
+func (h *Host) fetchImages(ctx context.Context, j *job, out *joblog.Log) (build, helper image.Image, err error) {
+	wanted := j.payload.Image
+	wanted.Name = h.imageName(j)
+	build, err = h.fetchImage(ctx, j, record.Image{Role: string(sandbox.Build)}, wanted, out)
+	if err != nil {
 		return build, helper, err
 	}
-	if helper, err = h.images.Resolve(ctx, h.cfg.HelperImage, platform, nil); err != nil {
+	helper, err = h.fetchImage(ctx, j, record.Image{Role: string(sandbox.Helper)}, executor.Image{Name: h.cfg.HelperImage}, out)
+	if err != nil {
 		// The admin's image, so the admin's failure.
 		return build, helper, fmt.Errorf("helper image: %s", err)
 	}
-	for _, i := range []struct {
-		role sandbox.Role
-		img  image.Image
-	}{{sandbox.Build, build}, {sandbox.Helper, helper}} {
-		_, err := j.record.Append(record.ImageResolved, record.Image{
-			Role: string(i.role), Name: i.img.Name, Reference: i.img.Reference, Manifest: i.img.Manifest,
-			Index: i.img.Index, Config: i.img.Config, Platform: i.img.Platform,
-		})
-		if err != nil {
-			return build, helper, err
-		}
-	}
 	return build, helper, nil
+}
+
+// fetchImage makes one image of the job's present and unpacked: it asks whether
+// the job may have it, under the job's own credentials, and resolves, records
+// and pulls it. entry says what the record is to hold besides the image itself:
+// the role at least.
+func (h *Host) fetchImage(ctx context.Context, j *job, entry record.Image, wanted executor.Image, out *joblog.Log) (image.Image, error) {
+	on := platform
+	if p := wanted.ExecutorOpts.Docker.Platform; p != "" {
+		on = p
+	}
+	creds := j.credentials
+	if entry.Role == string(sandbox.Helper) {
+		creds = nil
+	} else {
+		out.Printf("resolving image %s", wanted.Name)
+	}
+	img, err := h.images.Resolve(ctx, wanted.Name, on, creds)
+	if err != nil {
+		return image.Image{}, err
+	}
+	entry.Name, entry.Reference, entry.Manifest = img.Name, img.Reference, img.Manifest
+	entry.Index, entry.Config, entry.Platform = img.Index, img.Config, img.Platform
+	if _, err := j.record.Append(record.ImageResolved, entry); err != nil {
+		return image.Image{}, err
+	}
+	if err := h.runtime.Pull(ctx, img.Reference, img.Platform, creds, func(line string) { out.Printf("%s", line) }); err != nil {
+		return image.Image{}, fmt.Errorf("pull %s: %w", img.Reference, err)
+	}
+	return img, nil
 }
 
 // credentials are those that GitLab sent along for a registry.
@@ -59,15 +76,4 @@ func (j *job) credentials(registry string) (user, password string, ok bool) {
 		}
 	}
 	return "", "", false
-}
-
-func (h *Host) pull(ctx context.Context, j *job, build, helper image.Image, out *joblog.Log) error {
-	progress := func(line string) { out.Printf("%s", line) }
-	if err := h.runtime.Pull(ctx, build.Reference, build.Platform, j.credentials, progress); err != nil {
-		return fmt.Errorf("pull %s: %w", build.Reference, err)
-	}
-	if err := h.runtime.Pull(ctx, helper.Reference, helper.Platform, nil, progress); err != nil {
-		return fmt.Errorf("pull helper image %s: %w", helper.Reference, err)
-	}
-	return nil
 }

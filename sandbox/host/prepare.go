@@ -139,7 +139,7 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 	if err := h.open(ctx, j, req, pol); err != nil {
 		return err
 	}
-	build, helper, err := h.resolve(ctx, j, out)
+	build, helper, err := h.fetchImages(ctx, j, out)
 	if err != nil {
 		return err
 	}
@@ -153,9 +153,6 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 		return err
 	}
 	if err := h.openBorder(ctx, j, pol, out); err != nil {
-		return err
-	}
-	if err := h.pull(ctx, j, build, helper, out); err != nil {
 		return err
 	}
 	if err := h.create(ctx, j, build, helper); err != nil {
