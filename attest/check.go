@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/url"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -23,11 +24,15 @@ const (
 // KnownProfile reports whether statements can be made for a profile.
 func KnownProfile(name string) bool { return name == hermetic || name == firewalled }
 
-// Roles of containers.
+// Roles of containers. Services share the build container's network.
 const (
-	roleBuild  = "build"
-	roleHelper = "helper"
+	roleBuild   = "build"
+	roleHelper  = "helper"
+	roleService = "service"
 )
+
+// stageServices is the time in which services run and no tenant stage does.
+const stageServices = "services"
 
 // Words of a sandbox's network.
 const (
@@ -100,6 +105,9 @@ type checker struct {
 	story
 	open       *record.Started // the stage that is running
 	image      map[string]record.Image
+	services   int             // how many of the job's services the images so far have passed
+	serving    bool            // there is a service
+	names      map[string]bool // of services
 	ran        map[string]bool // roles in which a stage has started
 	tenant     bool            // tenant code has run
 	verified   bool            // the work tree was compared and not fetched again
@@ -111,7 +119,7 @@ type checker struct {
 // check reads a whole record and refuses what does not fit. Order matters
 // where a rule speaks of order: each rule is a line of the method for its kind.
 func check(entries []record.Entry) (*story, error) {
-	c := &checker{image: map[string]record.Image{}, ran: map[string]bool{}, members: map[string][]record.UploadEntry{}}
+	c := &checker{image: map[string]record.Image{}, names: map[string]bool{}, ran: map[string]bool{}, members: map[string][]record.UploadEntry{}}
 	prev := record.Genesis
 	for i, e := range entries {
 		if e.Seq != int64(i) || e.Prev != prev {
@@ -292,13 +300,17 @@ func (c *checker) addImage(e record.Entry) *Refusal {
 	}
 	before, again := c.image[im.Role]
 	switch {
-	case im.Role != roleBuild && im.Role != roleHelper:
+	case im.Role != roleBuild && im.Role != roleHelper && im.Role != roleService:
 		return refuse(e, Malformed, "image of role %q", im.Role)
 	case !isDigest(im.Manifest) || !isDigest(im.Config) || im.Index != "" && !isDigest(im.Index):
 		return refuse(e, Malformed, "image %q: digest is not sha256", im.Name)
 	case !strings.HasSuffix(im.Reference, "@"+im.Manifest) || im.Reference == "@"+im.Manifest:
 		return refuse(e, Malformed, "image %q: reference does not end in its manifest's digest", im.Name)
-	case again && before != im:
+	case im.Role == roleService:
+		return c.addService(e, im)
+	case len(im.Names) > 0:
+		return refuse(e, Malformed, "image of role %s has names", im.Role)
+	case again && !reflect.DeepEqual(before, im):
 		return refuse(e, ImageChanged, "role %s has two images", im.Role)
 	case c.ran[im.Role]:
 		return refuse(e, ImageChanged, "role %s already runs", im.Role)
@@ -306,6 +318,34 @@ func (c *checker) addImage(e record.Entry) *Refusal {
 		return nil
 	}
 	c.image[im.Role] = im
+	c.images = append(c.images, im)
+	return nil
+}
+
+// addService takes a service's image: one that the job asked for, in the job's
+// order, under names of its own, and before the build container runs anything.
+// A service all of whose names are taken is not run, so some may be missing.
+func (c *checker) addService(e record.Entry, im record.Image) *Refusal {
+	asked := c.opened.External.Services
+	for c.services < len(asked) && asked[c.services].Name != im.Name {
+		c.services++
+	}
+	switch {
+	case c.services == len(asked):
+		return refuse(e, ServiceUnasked, "service %q is not the job's, or not in its order", im.Name)
+	case c.ran[roleBuild] || c.tenant:
+		return refuse(e, ImageChanged, "service %q comes after tenant code ran", im.Name)
+	case len(im.Names) == 0:
+		return refuse(e, Malformed, "service %q has no name", im.Name)
+	}
+	for _, name := range im.Names {
+		if name == "" || c.names[name] {
+			return refuse(e, Malformed, "name %q of service %q is empty or another's", name, im.Name)
+		}
+		c.names[name] = true
+	}
+	c.services++
+	c.serving = true
 	c.images = append(c.images, im)
 	return nil
 }
@@ -322,7 +362,7 @@ func (c *checker) addStarted(e record.Entry) *Refusal {
 	}
 	tenant := TenantStage(s.Stage)
 	switch {
-	case s.Stage == "" || !isSHA256(s.ScriptDigest) || s.ScriptBytes < 0:
+	case s.Stage == "" || s.Stage == stageServices || !isSHA256(s.ScriptDigest) || s.ScriptBytes < 0:
 		return refuse(e, Malformed, "stage %q: script digest or size", s.Stage)
 	case c.open != nil:
 		return refuse(e, StagesOverlap, "%s starts within %s", s.Stage, c.open.Stage)
@@ -437,7 +477,7 @@ func (c *checker) addFetch(e record.Entry) *Refusal {
 		return r
 	}
 	switch {
-	case c.open == nil || c.open.Stage != f.Stage || c.open.Role != f.Role:
+	case !c.running(f.Stage, f.Role):
 		return refuse(e, FetchOutsideStage, "an exchange of %q in container %q, which was not running", f.Stage, f.Role)
 	case f.Role == roleBuild && c.opened.Network.Build == networkNone:
 		return refuse(e, FetchWithoutNetwork, "an exchange of %s, whose network has no way out", f.Stage)
@@ -453,8 +493,21 @@ func (c *checker) addFetch(e record.Entry) *Refusal {
 			return r
 		}
 	}
+	// What serves is tenant code: a work tree that is compared from now on says
+	// nothing.
+	c.tenant = c.tenant || f.Stage == stageServices
 	c.fetches = append(c.fetches, fetch{f, e, u})
 	return nil
+}
+
+// running reports whether something of a role can have made an exchange in a
+// stage: the stage that is open, or a service, between the comparison of the
+// work tree and the seal.
+func (c *checker) running(stage, role string) bool {
+	if stage == stageServices {
+		return role == roleBuild && c.serving && c.verified && !c.sealed
+	}
+	return c.open != nil && c.open.Stage == stage && c.open.Role == role
 }
 
 func isStatus(code int) bool { return code >= 100 && code <= 599 }

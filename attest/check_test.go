@@ -124,7 +124,8 @@ func refusals() map[string]struct {
 			o.External.Hooks = []record.Step{{TimeoutSec: -1}}
 		}), attest.NumberTooLarge},
 
-		"image of no role":         {replace(job, func(i *record.Image) { i.Role = "service" }), attest.Malformed},
+		"image of no role":         {replace(job, func(i *record.Image) { i.Role = "init" }), attest.Malformed},
+		"image with names":         {replace(job, func(i *record.Image) { i.Names = []string{"a"} }), attest.Malformed},
 		"image without digest":     {replace(job, func(i *record.Image) { i.Manifest = "sha256:abc" }), attest.Malformed},
 		"image with bad index":     {replace(job, func(i *record.Image) { i.Index = "sha512:" + long }), attest.Malformed},
 		"image without config":     {replace(job, func(i *record.Image) { i.Config = "" }), attest.Malformed},

@@ -115,6 +115,9 @@ func sourceResources(s *story) []resource {
 
 func imageResources(im record.Image) []resource {
 	notes := map[string]any{"kind": "image", "role": im.Role, "asked": im.Name, "platform": im.Platform, "config": im.Config}
+	if len(im.Names) > 0 {
+		notes["names"] = im.Names
+	}
 	out := []resource{{
 		Name: im.Reference, URI: imageURL(im, im.Manifest), Digest: sha256Digest(im.Manifest), Annotations: notes,
 	}}

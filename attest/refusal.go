@@ -32,6 +32,7 @@ const (
 	OutcomeUnknown       Reason = "outcome_unknown"        // a stage or job ended as no stage or job does
 	ImageMissing         Reason = "image_missing"          // a container ran from an image that nobody resolved
 	ImageChanged         Reason = "image_changed"          // two images for one container, or one too late
+	ServiceUnasked       Reason = "service_unasked"        // a service that the job does not name
 	SourceUnverified     Reason = "source_unverified"      // a tenant stage before the comparison
 	SourceInFlux         Reason = "source_in_flux"         // the comparison while a stage could write
 	SourceOther          Reason = "source_other"           // the comparison with another commit

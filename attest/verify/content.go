@@ -298,12 +298,15 @@ const imagePrefix = "pkg:oci/"
 
 func (j *content) images() Check {
 	f := asks("images")
-	count, refused := 0, 0
+	count, services, refused := 0, 0, 0
 	for _, dep := range j.s.Predicate.BuildDefinition.ResolvedDependencies {
 		if !strings.HasPrefix(dep.URI, imagePrefix) {
 			continue
 		}
 		count++
+		if isService(dep) {
+			services++
+		}
 		repository, err := imageRepository(dep)
 		switch {
 		case err != nil:
@@ -318,10 +321,18 @@ func (j *content) images() Check {
 		return f.fail(0, "%d of %d are not named by digest", f.total-refused, count)
 	case refused > 0:
 		return f.fail(j.pol.Line("allowed_images"), "%d of %d are not from where the policy allows", refused, count)
+	case services == 0 && len(j.s.external.Services) > 0:
+		return f.fail(0, "the job asked for %d services, and no image of one is named", len(j.s.external.Services))
 	case j.pol.AllowedImages == nil:
 		return f.unasked("%d by digest; the policy accepts any", count)
 	}
 	return f.pass("%d by digest", count)
+}
+
+// isService reports whether an image is a service's own, not the index that
+// named it.
+func isService(dep resourceText) bool {
+	return string(dep.Annotations["role"]) == `"service"` && string(dep.Annotations["kind"]) == `"image"`
 }
 
 // imageRepository reads a package URL of type oci whose version is its digest.

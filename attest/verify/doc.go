@@ -29,7 +29,7 @@
 //	project       the project is in the policy
 //	result        the job ended as the policy wants
 //	completeness  the platform says enough of each class of inputs
-//	images        came from where the policy allows, each by digest
+//	images        came from where the policy allows, each by digest, services too
 //	inputs        came from where the policy allows, each with a digest
 //	time          the job ended before it was signed, at an age that is allowed
 //

@@ -60,6 +60,8 @@ type resourceText struct {
 	URI              string            `json:"uri"`
 	Digest           map[string]string `json:"digest"`
 	DownloadLocation string            `json:"downloadLocation"`
+
+	Annotations map[string]json.RawMessage `json:"annotations"`
 }
 
 type runText struct {

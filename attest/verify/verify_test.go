@@ -443,6 +443,7 @@ func TestEachCheckFailsAlone(t *testing.T) {
 		// images
 		{name: "image from elsewhere", check: "images", detail: "1 of 1 are not from where", policy: `allowed_images = "registry.example.com/other/**"`},
 		{name: "image by another digest", check: "images", detail: "1 of 1 are not named by digest", edit: dep(1, map[string]any{"sha256": strings.Repeat("6", 64)}, "digest")},
+		{name: "services without an image", check: "images", detail: "asked for 1 services", edit: set([]any{map[string]any{"name": "redis"}}, "predicate", "buildDefinition", "externalParameters", "services")},
 		{name: "image by tag", check: "images", detail: "not named by digest", edit: dep(1, "pkg:oci/go@1?repository_url=registry.example.com%2Fci%2Fgo", "uri")},
 		{name: "image of two repositories", check: "images", detail: "not named by digest", edit: func(s map[string]any) {
 			d := verifytest.At(s, "predicate", "buildDefinition")["resolvedDependencies"].([]any)[1].(map[string]any)

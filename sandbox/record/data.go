@@ -188,15 +188,19 @@ type Platform struct {
 	Pids            int64  `json:"pids"`
 }
 
-// Image is what a name came to before it was pulled and run, by digest.
+// Image is what a name came to before it was pulled and run, by digest. A job
+// has one entry a service that is run, in the order of [External].Services; a
+// service starts when the work tree has been compared, and no earlier.
 type Image struct {
-	Role      string `json:"role"`            // "build" or "helper"
+	Role      string `json:"role"`            // "build", "helper" or "service"
 	Name      string `json:"name"`            // as written
 	Reference string `json:"reference"`       // canonical: registry/repository@digest of the manifest
 	Manifest  string `json:"manifest"`        // sha256:…
 	Index     string `json:"index,omitempty"` // sha256:… of the index that named it
 	Config    string `json:"config"`          // sha256:…
 	Platform  string `json:"platform"`
+
+	Names []string `json:"names,omitempty"` // that a service answers to
 }
 
 // Started precedes the first instruction of a stage.
