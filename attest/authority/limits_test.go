@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -31,8 +32,9 @@ import (
 // raw is a peer that speaks HTTP/2 as it likes.
 type raw struct {
 	net.Conn
-	framer *http2.Framer
-	stream uint32
+	framer  *http2.Framer
+	decoder *hpack.Decoder
+	stream  uint32
 }
 
 // connect makes a TCP connection from an address of this machine.
@@ -51,7 +53,7 @@ func (f *fleet) raw(ctx context.Context, from string, settings []http2.Setting, 
 	roots := x509.NewCertPool()
 	roots.AddCert(f.hostCA.Cert())
 	c := tls.Client(tcp, &tls.Config{RootCAs: roots, ServerName: "127.0.0.1", NextProtos: []string{"h2"}, Certificates: pair})
-	r := &raw{Conn: c, framer: http2.NewFramer(c, c), stream: 1}
+	r := &raw{Conn: c, framer: http2.NewFramer(c, c), decoder: hpack.NewDecoder(4096, nil), stream: 1}
 	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
 		tcp.Close()
 		return nil, err
@@ -100,6 +102,29 @@ func (r *raw) promise(stream uint32, size uint32) error {
 	head := make([]byte, 5+1024)
 	binary.BigEndian.PutUint32(head[1:], size)
 	return r.framer.WriteData(stream, false, head)
+}
+
+// ended waits until the other side has ended a call, and says with which code.
+func (r *raw) ended() (code string, err error) {
+	for {
+		frame, err := r.framer.ReadFrame()
+		if err != nil {
+			return "", err
+		}
+		headers, ok := frame.(*http2.HeadersFrame)
+		if !ok {
+			continue
+		}
+		fields, err := r.decoder.DecodeFull(headers.HeaderBlockFragment())
+		if err != nil {
+			return "", err
+		}
+		for _, f := range fields {
+			if f.Name == "grpc-status" {
+				return f.Value, nil
+			}
+		}
+	}
 }
 
 // gone reads until the other side has closed, or says that it has not in time.
@@ -171,6 +196,45 @@ func TestStrangers(t *testing.T) {
 		defer r.Close()
 	}
 	f.works(f.join("runner-1"))
+}
+
+// TestSlowWriters holds that calls whose requests do not come are counted against
+// their host alone, over all its connections, and that it is told.
+func TestSlowWriters(t *testing.T) {
+	f := newFleet(t, func(l *authority.Limits) { l.Calls = 6 })
+	slow, other := f.join("runner-1"), f.join("runner-2")
+	pair := slow.keyPair(t)
+	r, err := f.raw(t.Context(), "127.0.0.1", nil, pair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for range 7 {
+		stream, err := r.begin(appendMethod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.promise(stream, authority.MaxMessage); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Whichever comes last of seven is refused: from then on six are in flight, and
+	// none of them ends. A call made before could take the place of one of them.
+	if code, err := r.ended(); err != nil || code != strconv.Itoa(int(codes.ResourceExhausted)) {
+		t.Fatalf("ended with code %q, %v", code, err)
+	}
+	_, err = f.with(pair).Append(t.Context(), &authoritypb.AppendRequest{Attempt: strings.Repeat("0", 32)})
+	wantLimit(t, err, "CALLS_IN_FLIGHT", true, "6 calls of this host are in flight, as many as it may have")
+	if n := f.counted(authority.EventLimit); n != 2 {
+		t.Errorf("%d refusals were counted, want 2", n)
+	}
+	if _, err := f.attest(t.Context(), other, 4242); err != nil {
+		t.Error(err)
+	}
+	r.Close()
+	if _, err := f.attest(t.Context(), slow, 4243); err != nil {
+		t.Errorf("the host does not recover: %v", err)
+	}
 }
 
 // wantLimit checks what a host is told about a limit: which, and whether to ask again.
