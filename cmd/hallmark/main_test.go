@@ -281,14 +281,19 @@ func TestRunnerBlock(t *testing.T) {
 		}
 		for flag, want := range map[string]bool{
 			"FF_MASK_ALL_DEFAULT_TOKENS": true, "FF_HASH_CACHE_KEYS": true, "FF_SECRET_RESOLVING_FAILS_IF_MISSING": true,
-			"FF_POSIXLY_CORRECT_ESCAPES": false, "FF_TIMESTAMPS": true, "FF_ENABLE_JOB_INPUTS_INTERPOLATION": true,
-			"FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY": true, "FF_USE_LEGACY_BASH_EVAL": false, "FF_GIT_URLS_WITHOUT_TOKENS": false,
-			"FF_ENABLE_BASH_EXIT_CODE_CHECK": false, "FF_SCRIPT_SECTIONS": false, "FF_ENABLE_JOB_CLEANUP": false,
-			"FF_NETWORK_PER_BUILD": false, "FF_USE_GIT_BUNDLE_URIS": false, "FF_CONCRETE": false, "FF_SCRIPT_TO_STEP_MIGRATION": false,
+			"FF_TIMESTAMPS": true, "FF_ENABLE_JOB_INPUTS_INTERPOLATION": true,
+			"FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY": true, "FF_GIT_URLS_WITHOUT_TOKENS": false,
+			"FF_ENABLE_JOB_CLEANUP": false,
+			"FF_NETWORK_PER_BUILD":  false, "FF_USE_GIT_BUNDLE_URIS": false, "FF_CONCRETE": false, "FF_SCRIPT_TO_STEP_MIGRATION": false,
 			"FF_SUSPENDABLE_ENVIRONMENTS": false,
 		} {
 			if got, pinned := r.FeatureFlags[flag]; !pinned || got != want {
 				t.Errorf("%s is %v, pinned %v", flag, got, pinned)
+			}
+		}
+		for _, flag := range []string{"FF_POSIXLY_CORRECT_ESCAPES", "FF_SCRIPT_SECTIONS", "FF_ENABLE_BASH_EXIT_CODE_CHECK", "FF_USE_LEGACY_BASH_EVAL"} {
+			if _, pinned := r.FeatureFlags[flag]; pinned {
+				t.Errorf("%s is pinned: jobs that set it elsewhere would notice", flag)
 			}
 		}
 		graceful, force := r.Custom["graceful_kill_timeout"].(int64), r.Custom["force_kill_timeout"].(int64)

@@ -12,13 +12,13 @@ var concurrentLine = regexp.MustCompile(`(?m)^concurrent = (\d+)$`)
 // Concurrent lets the runner, which is started again, run n jobs at once. It
 // returns how many it was before.
 func (w *World) Concurrent(n int) (before int, err error) {
-	config, err := os.ReadFile(runnerFile)
+	config, err := os.ReadFile(RunnerFile)
 	if err != nil {
 		return 0, err
 	}
 	m := concurrentLine.FindSubmatch(config)
 	if m == nil {
-		return 0, fmt.Errorf("%s: does not say how many jobs run at once", runnerFile)
+		return 0, fmt.Errorf("%s: does not say how many jobs run at once", RunnerFile)
 	}
 	if before, err = strconv.Atoi(string(m[1])); err != nil {
 		return 0, err
@@ -27,7 +27,7 @@ func (w *World) Concurrent(n int) (before int, err error) {
 		return 0, err
 	}
 	config = concurrentLine.ReplaceAll(config, fmt.Appendf(nil, "concurrent = %d", n))
-	if err := os.WriteFile(runnerFile, config, 0o600); err != nil {
+	if err := os.WriteFile(RunnerFile, config, 0o600); err != nil {
 		return 0, err
 	}
 	return before, w.Runner.Start()

@@ -16,7 +16,7 @@ const (
 	caFile       = "/etc/hallmark/internet-ca.pem"
 	sandboxdFile = "/etc/hallmark/sandboxd.toml"
 	attestdFile  = "/etc/hallmark/attestd.toml"
-	runnerFile   = "/etc/gitlab-runner/config.toml"
+	RunnerFile   = "/etc/gitlab-runner/config.toml"
 	tokenFile    = "/etc/hallmark/gitlab-token"
 
 	sandboxdSocket = "/run/hallmark/sandboxd.sock"
@@ -58,7 +58,7 @@ func (w *World) configure() error {
 	}
 	w.Runner = &Daemon{
 		Name: "gitlab-runner", UID: RunnerUID, log: filepath.Join(w.logs, "gitlab-runner.log"),
-		Args: []string{"/usr/lib/hallmark/gitlab-runner", "run", "--config", runnerFile, "--working-directory", "/var/lib/gitlab-runner"},
+		Args: []string{"/usr/lib/hallmark/gitlab-runner", "run", "--config", RunnerFile, "--working-directory", "/var/lib/gitlab-runner"},
 		Env:  []string{"TMPDIR=/var/lib/gitlab-runner/tmp"},
 	}
 	if err := makeDir("/var/lib/gitlab-runner/tmp", 0o700, RunnerUID); err != nil {
@@ -103,10 +103,10 @@ func (w *World) configureRunner() error {
 		b.WriteString("\n" + strings.Replace(block, "[[runners]]\n", fmt.Sprintf("[[runners]]\n  id = 7\n  token = %q\n  tls-ca-file = %q\n", r.token, caFile), 1))
 	}
 	fmt.Fprintf(&b, "\n[[runners]]\n  name = \"shell\"\n  id = 7\n  url = \"https://%s\"\n  token = %q\n  tls-ca-file = %q\n  executor = \"shell\"\n  shell = \"bash\"\n", GitLabName, Shell, caFile)
-	if err := os.WriteFile(runnerFile, []byte(b.String()), 0o600); err != nil {
+	if err := os.WriteFile(RunnerFile, []byte(b.String()), 0o600); err != nil {
 		return err
 	}
-	return os.Chown(runnerFile, RunnerUID, RunnerUID)
+	return os.Chown(RunnerFile, RunnerUID, RunnerUID)
 }
 
 // runnerBlock asks for the block of one profile and takes out the lines that
