@@ -39,6 +39,9 @@ func byproducts(s *story, rest folded) []resource {
 	if len(s.blocks) > 0 {
 		out = append(out, blocked(s.blocks))
 	}
+	if len(s.hits) > 0 {
+		out = append(out, limitsHit(s.hits))
+	}
 	return out
 }
 
@@ -77,7 +80,10 @@ func blocked(blocks []block) resource {
 
 func blockText(b record.Block) string {
 	words := []string{b.Stage, b.Role, b.Protocol, b.Method, b.Target}
-	text := strings.Join(strings.Fields(strings.Join(words, " ")), " ") + ": " + b.Rule
+	return cut(strings.Join(strings.Fields(strings.Join(words, " ")), " ") + ": " + b.Rule)
+}
+
+func cut(text string) string {
 	if len(text) <= maxBlockText {
 		return text
 	}

@@ -77,6 +77,7 @@ type story struct {
 	fetches  []fetch
 	blocks   []block
 	uploads  []upload
+	hits     []hit
 	closing  record.Closing
 	started  time.Time
 	finished time.Time
@@ -92,6 +93,11 @@ type fetch struct {
 
 type block struct {
 	record.Block
+	entry record.Entry
+}
+
+type hit struct {
+	record.Hit
 	entry record.Entry
 }
 
@@ -165,6 +171,8 @@ func (c *checker) add(e record.Entry) *Refusal {
 		return c.addMembers(e)
 	case record.Uploaded:
 		return c.addUpload(e)
+	case record.LimitHit:
+		return c.addHit(e)
 	case record.Violated:
 		return c.addViolation(e)
 	case record.Closed:
@@ -264,6 +272,7 @@ func checkNumbers(e record.Entry, o *record.Opened) *Refusal {
 		o.Job.ID, o.Job.ProjectID, o.Job.PipelineID, o.Job.UserID, o.Job.TimeoutSec,
 		o.Platform.MemoryBytes, o.Platform.CPUMillis, o.Platform.Pids,
 	}
+	numbers = append(numbers, limitNumbers(o.Platform.Limits)...)
 	for _, d := range o.External.Dependencies {
 		numbers = append(numbers, d.ID)
 	}
@@ -611,6 +620,30 @@ func checkMembers(e record.Entry, u record.Upload) *Refusal {
 func cleanPath(p string) bool {
 	return p != "" && p != "." && p != ".." && !strings.HasPrefix(p, "/") && !strings.HasPrefix(p, "../") &&
 		path.Clean(p) == p && !strings.ContainsRune(p, 0)
+}
+
+// addHit keeps a limit that was reached. Only a sandbox in which something runs
+// can run into one.
+func (c *checker) addHit(e record.Entry) *Refusal {
+	var h record.Hit
+	if r := decode(e, &h); r != nil {
+		return r
+	}
+	switch h.Limit {
+	case "memory", "pids", "disk", "files", "tmpfs":
+	default:
+		return refuse(e, Malformed, "limit %q", h.Limit)
+	}
+	if c.open == nil || c.open.Stage != h.Stage {
+		return refuse(e, StageNeverStarted, "a limit was reached in %q, which was not running", h.Stage)
+	}
+	for _, n := range []int64{h.Max, h.Used, h.Count} {
+		if n < 0 || n > maxJSONInteger {
+			return refuse(e, NumberTooLarge, "%d is not within 0 and 2^53-1", n)
+		}
+	}
+	c.hits = append(c.hits, hit{h, e})
+	return nil
 }
 
 func (c *checker) addViolation(e record.Entry) *Refusal {

@@ -42,6 +42,7 @@ type internalParameters struct {
 	MemoryBytes     int64       `json:"memoryBytes"`
 	CPUMillis       int64       `json:"cpuMillis"`
 	Pids            int64       `json:"pids"`
+	Limits          *limits     `json:"limits,omitempty"`
 	Network         network     `json:"network"`
 	GitLab          gitlabFacts `json:"gitlab"`
 }
@@ -159,7 +160,7 @@ func internalOf(s *story, facts Facts) internalParameters {
 	return internalParameters{
 		RunnerVersion: p.RunnerVersion, ExecutorVersion: p.ExecutorVersion, SandboxdVersion: p.SandboxdVersion,
 		ConfigDigest: p.ConfigDigest, Runtime: p.Runtime, Kernel: p.Kernel, Architecture: p.Architecture,
-		MemoryBytes: p.MemoryBytes, CPUMillis: p.CPUMillis, Pids: p.Pids,
+		MemoryBytes: p.MemoryBytes, CPUMillis: p.CPUMillis, Pids: p.Pids, Limits: limitsOf(p.Limits),
 		Network: network{Build: n.Build, Helper: n.Helper, PolicyDigest: n.PolicyDigest},
 		GitLab: gitlabFacts{
 			URL:   facts.GitLabURL,

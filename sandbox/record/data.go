@@ -15,6 +15,7 @@ const (
 	Sealed         Kind = "sealed"          // [Seal]
 	Matched        Kind = "matched"         // [Members]
 	Uploaded       Kind = "uploaded"        // [Upload]
+	LimitHit       Kind = "limit_hit"       // [Hit]
 	Violated       Kind = "violated"        // [Violation]
 	Closed         Kind = "closed"          // [Closing], the last entry
 )
@@ -42,6 +43,8 @@ func (k Kind) data() any {
 		return new(Members)
 	case Uploaded:
 		return new(Upload)
+	case LimitHit:
+		return new(Hit)
 	case Violated:
 		return new(Violation)
 	case Closed:
@@ -186,6 +189,38 @@ type Platform struct {
 	MemoryBytes     int64  `json:"memory_bytes"`
 	CPUMillis       int64  `json:"cpu_millis"`
 	Pids            int64  `json:"pids"`
+
+	Limits *Limits `json:"limits,omitempty"`
+}
+
+// Limits are what bounded the job beside memory, processors and processes: each
+// container for itself, but for the disk, which all of them share. Zero is the
+// kernel's own bound, or none.
+type Limits struct {
+	SwapBytes        int64        `json:"swap_bytes"` // beyond memory
+	ReservationBytes int64        `json:"reservation_bytes"`
+	CPUShares        int64        `json:"cpu_shares"`
+	CPUSet           string       `json:"cpu_set"`    // processors, as the kernel lists them
+	DiskBytes        int64        `json:"disk_bytes"` // workspace and container files together
+	ShmBytes         int64        `json:"shm_bytes"`
+	OpenFiles        int64        `json:"open_files"`
+	Ulimits          []Ulimit     `json:"ulimits,omitempty"`
+	Tmpfs            []TmpfsMount `json:"tmpfs,omitempty"`   // of the build container
+	Devices          []string     `json:"devices,omitempty"` // of the build container, beyond the usual
+}
+
+// Ulimit is a limit of each process; -1 is none.
+type Ulimit struct {
+	Name string `json:"name"`
+	Soft int64  `json:"soft"`
+	Hard int64  `json:"hard"`
+}
+
+// TmpfsMount is memory that looks like a directory.
+type TmpfsMount struct {
+	Path  string `json:"path"`
+	Bytes int64  `json:"bytes"`
+	Exec  bool   `json:"exec,omitempty"`
 }
 
 // Image is what a name came to before it was pulled and run, by digest. A job
@@ -309,6 +344,18 @@ type UploadEntry struct {
 	Bytes  int64  `json:"bytes,omitempty"`
 	Target string `json:"target,omitempty"` // of a symlink
 	Mode   uint32 `json:"mode,omitempty"`   // permission bits
+}
+
+// Hit is a limit that something in the sandbox ran into, as seen from outside:
+// what it was told of it is its own affair.
+type Hit struct {
+	Stage string `json:"stage"`
+	Role  string `json:"role"`            // the container; empty for what all share
+	Limit string `json:"limit"`           // "memory", "pids", "disk", "files" or "tmpfs"
+	Path  string `json:"path,omitempty"`  // of a tmpfs
+	Max   int64  `json:"max"`             // bytes, processes or files
+	Used  int64  `json:"used"`            // the most that was seen
+	Count int64  `json:"count,omitempty"` // processes ended, or refused
 }
 
 // Violation is evidence that contradicts itself. A record that has one is
