@@ -78,6 +78,7 @@ type story struct {
 	blocks   []block
 	uploads  []upload
 	hits     []hit
+	caches   []cache
 	closing  record.Closing
 	started  time.Time
 	finished time.Time
@@ -173,6 +174,8 @@ func (c *checker) add(e record.Entry) *Refusal {
 		return c.addUpload(e)
 	case record.LimitHit:
 		return c.addHit(e)
+	case record.CacheUsed:
+		return c.addCache(e)
 	case record.Violated:
 		return c.addViolation(e)
 	case record.Closed:

@@ -3,6 +3,7 @@ package attest_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -283,7 +284,9 @@ func archived(events []attesttest.Event) []attesttest.Event {
 
 func TestRefusals(t *testing.T) {
 	seen := map[attest.Reason]bool{}
-	for name, c := range refusals() {
+	all := refusals()
+	maps.Copy(all, cacheRefusals())
+	for name, c := range all {
 		t.Run(name, func(t *testing.T) {
 			all, err := attest.Statements(entries(t, c.events), factsOf(c.events))
 			if have := reason(err); have != c.want {
@@ -302,7 +305,7 @@ func TestRefusals(t *testing.T) {
 		attest.OutcomeUnknown, attest.ImageMissing, attest.ImageChanged, attest.SourceUnverified, attest.SourceInFlux,
 		attest.SourceOther, attest.SourceAfterTenant, attest.TenantAfterSeal, attest.SealInFlux, attest.SealedTwice,
 		attest.NotSealed, attest.FetchOutsideStage, attest.FetchWithoutNetwork, attest.UploadOutsideStage,
-		attest.UploadInconsistent, attest.ResultContradiction, attest.CredentialsInAddress,
+		attest.UploadInconsistent, attest.CacheInconsistent, attest.ResultContradiction, attest.CredentialsInAddress,
 	} {
 		if !seen[r] {
 			t.Errorf("no record is refused for %s", r)

@@ -53,5 +53,8 @@ func completeness(s *story) Completeness {
 			c.Caches = Border
 		}
 	}
+	if len(restored(s.caches)) > 0 {
+		c.Caches = Border
+	}
 	return c
 }

@@ -45,6 +45,7 @@ const (
 	FetchWithoutNetwork  Reason = "fetch_without_network"  // an exchange from a namespace with no way out
 	UploadOutsideStage   Reason = "upload_outside_stage"   // an artifact that no upload stage can have sent
 	UploadInconsistent   Reason = "upload_inconsistent"    // an artifact whose members cannot be so
+	CacheInconsistent    Reason = "cache_inconsistent"     // a cache that no job can have had, or left
 	ResultContradiction  Reason = "result_contradiction"   // success claimed of a job whose script failed
 	CredentialsInAddress Reason = "credentials_in_address" // a URL that must not be published
 )

@@ -31,16 +31,17 @@ func (c candidate) name() string {
 	return strings.Join(parts[len(parts)-shown:], ":")
 }
 
-// subjects lists what GitLab accepted, with unique names, sorted.
+// subjects lists what GitLab accepted and the caches that the host kept, with
+// unique names, sorted.
 func subjects(s *story) ([]Subject, *Refusal) {
-	if len(s.uploads) == 0 {
+	all := append(candidates(s.uploads), cacheCandidates(s.caches)...)
+	switch {
+	case len(all) > 0:
+		return unique(all), nil
+	case len(s.uploads) == 0:
 		return nil, &Refusal{NoOutputs, -1, "the job uploaded nothing"}
 	}
-	all := candidates(s.uploads)
-	if len(all) == 0 {
-		return nil, &Refusal{UploadsRejected, -1, "GitLab accepted none of the job's uploads"}
-	}
-	return unique(all), nil
+	return nil, &Refusal{UploadsRejected, -1, "GitLab accepted none of the job's uploads"}
 }
 
 func candidates(uploads []upload) []candidate {

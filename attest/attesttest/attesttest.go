@@ -231,3 +231,16 @@ func Dependencies(n int) []Event {
 	}
 	return out
 }
+
+// Restored is a cache that the job was given.
+func Restored() record.Cache {
+	return record.Cache{
+		Stage: "restore_cache", Key: "deps", Action: "restored", SHA256: SHA256("cache before"), Bytes: 1000,
+		Invocation: "https://ci.example.com/hallmark/attempts/0123456789abcdef0123456789abcdef", Attestation: SHA256("bundle"),
+	}
+}
+
+// Stored is a cache that the job left.
+func Stored() record.Cache {
+	return record.Cache{Stage: "archive_cache", Key: "deps", Action: "stored", SHA256: SHA256("cache after"), Bytes: 2000}
+}

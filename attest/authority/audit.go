@@ -55,6 +55,7 @@ const (
 	EventClockSkew       Event = "record_clock_skew"
 	EventHeadDiffers     Event = "record_head_differs"
 	EventRecordRefused   Event = "record_refused"
+	EventOriginDiffers   Event = "record_origin_differs"
 )
 
 var (
@@ -65,6 +66,7 @@ var (
 		EventNotPermitted, EventForeignAttempt, EventLimit,
 		EventGitLabDisagrees, EventIDTokenRefused, EventSecondOpening, EventReplayed, EventFactsDiffer, EventReordered, EventRewritten,
 		EventGap, EventFork, EventUnknownKind, EventMalformed, EventTooLarge, EventClockSkew, EventHeadDiffers, EventRecordRefused,
+		EventOriginDiffers,
 	}
 )
 

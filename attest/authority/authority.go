@@ -20,7 +20,10 @@
 //   - a gap, a fork, a line that differs from the one acknowledged in its place,
 //     a line from the future;
 //   - a head that is not the record's, when closing;
-//   - a record that package attest refuses.
+//   - a record that package attest refuses;
+//   - a record that names another attestation as an input's than one which is
+//     here, speaks of that digest, and is of the project or of a job that the
+//     payload names.
 //
 // Each of them ends the attempt for good, and is logged as an audit event. An
 // attempt so ended bars the job from being opened again.

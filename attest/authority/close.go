@@ -136,6 +136,9 @@ func (a *Authority) statements(ctx context.Context, at *store.Attempt) ([]attest
 	case err != nil:
 		return nil, a.unavailable(ctx, "build statement", err)
 	}
+	if err := a.checkOrigins(ctx, at, entries); err != nil {
+		return nil, err
+	}
 	return statements, nil
 }
 

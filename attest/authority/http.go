@@ -194,7 +194,7 @@ func (a *Authority) serve(w http.ResponseWriter, r *http.Request, p page) {
 	ctx := r.Context()
 	switch p.kind {
 	case subjectPage:
-		found, err := a.cfg.Store.BySubject(ctx, p.value, maxFound+1)
+		found, err := a.cfg.Store.BySubject(ctx, p.value, store.Filter{}, maxFound+1)
 		a.serveFound(w, r, found, err)
 	case jobPage:
 		id, err := strconv.ParseInt(p.value, 10, 64)

@@ -158,6 +158,14 @@ type Found struct {
 	Closed  time.Time
 }
 
+// A Filter leaves out bundles that are not asked for. An empty field leaves out
+// none.
+type Filter struct {
+	Project string // full path, as it was when the bundle was signed
+	Job     int64
+	Bundle  string // its sha256
+}
+
 // A Host is a runner host that was enrolled.
 type Host struct {
 	Name      string
@@ -236,7 +244,7 @@ type Records interface {
 type Bundles interface {
 	// Bundles returns what an attempt was closed with, in order.
 	Bundles(ctx context.Context, attempt string) ([]Bundle, error)
-	BySubject(ctx context.Context, sha256 string, limit int) ([]Found, error)
+	BySubject(ctx context.Context, sha256 string, only Filter, limit int) ([]Found, error)
 	ByJob(ctx context.Context, job int64, limit int) ([]Found, error)
 	ByProject(ctx context.Context, project string, limit int) ([]Found, error)
 	// Content reads a bundle and checks that it is the one that was stored.

@@ -52,6 +52,21 @@ func (a authority) Close(ctx context.Context, attempt string, head record.Head, 
 	return out, nil
 }
 
+func (a authority) Provenance(ctx context.Context, attempt, sha256 string, job int64) ([]host.Origin, error) {
+	r, err := a.stub.Provenance(ctx, &pb.ProvenanceRequest{Attempt: attempt, Sha256: sha256, JobId: job})
+	if err != nil {
+		return nil, inWords(err)
+	}
+	out := make([]host.Origin, 0, len(r.GetOrigins()))
+	for _, o := range r.GetOrigins() {
+		out = append(out, host.Origin{
+			Bundle: o.GetBundleSha256(), Invocation: o.GetInvocationId(), Project: o.GetProject(), Ref: o.GetRef(),
+			Protected: o.GetProtected(), Job: o.GetJobId(), Result: o.GetResult(), Builder: o.GetBuilderId(),
+		})
+	}
+	return out, nil
+}
+
 // inWords drops gRPC's frame around the authority's own words, and tells
 // silence, after which one may ask again, from a refusal, and both from an
 // answer that decides nothing.

@@ -121,6 +121,22 @@ type Authority interface {
 	Append(ctx context.Context, attempt string, lines [][]byte) (record.Head, error)
 	// Close ends the attempt. token is the job's, empty once the job has ended.
 	Close(ctx context.Context, attempt string, head record.Head, token string) (Closed, error)
+	// Provenance lists the attested attempts that have a digest among their
+	// outputs, newest first: of the attempt's project, or of job where it is not
+	// 0 and the record names it as a dependency.
+	Provenance(ctx context.Context, attempt, sha256 string, job int64) ([]Origin, error)
+}
+
+// An Origin is an attested attempt that made an output.
+type Origin struct {
+	Bundle     string // sha256
+	Invocation string
+	Project    string
+	Ref        string
+	Protected  bool
+	Job        int64
+	Result     string // how the job ended
+	Builder    string // its id
 }
 
 // UnavailableError says that the authority did not answer: to ask again may help.

@@ -305,6 +305,10 @@ func (f farAuthority) Close(_ context.Context, attempt string, head record.Head,
 	return Closed{Attestations: []Attestation{{}}}, f.call("Close", CloseArgs{attempt, head.Hash, token}, &ok)
 }
 
+func (f farAuthority) Provenance(context.Context, string, string, int64) ([]Origin, error) {
+	return nil, errors.New("not asked here")
+}
+
 // victim is a host that takes one job after another to its end, until it is
 // killed; or that only goes on with what earlier ones left.
 func victim(dir string) error {

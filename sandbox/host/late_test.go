@@ -78,6 +78,10 @@ func (f *fakeAuthority) Close(_ context.Context, attempt string, head record.Hea
 	return Closed{Attestations: []Attestation{{URL: "https://ci.example.com/v1/bundles/x"}}}, nil
 }
 
+func (f *fakeAuthority) Provenance(context.Context, string, string, int64) ([]Origin, error) {
+	return nil, errors.New("not asked here")
+}
+
 // lateWorld is a host with one job that has run so far as to be sealed.
 type lateWorld struct {
 	*Host

@@ -16,6 +16,7 @@ const (
 	Matched        Kind = "matched"         // [Members]
 	Uploaded       Kind = "uploaded"        // [Upload]
 	LimitHit       Kind = "limit_hit"       // [Hit]
+	CacheUsed      Kind = "cache_used"      // [Cache]
 	Violated       Kind = "violated"        // [Violation]
 	Closed         Kind = "closed"          // [Closing], the last entry
 )
@@ -45,6 +46,8 @@ func (k Kind) data() any {
 		return new(Upload)
 	case LimitHit:
 		return new(Hit)
+	case CacheUsed:
+		return new(Cache)
 	case Violated:
 		return new(Violation)
 	case Closed:
@@ -356,6 +359,22 @@ type Hit struct {
 	Max   int64  `json:"max"`             // bytes, processes or files
 	Used  int64  `json:"used"`            // the most that was seen
 	Count int64  `json:"count,omitempty"` // processes ended, or refused
+}
+
+// Cache is an archive of a cache that the host gave to the job, kept of it, or
+// refused. What is given is recorded before the job has a byte of it.
+type Cache struct {
+	Stage  string `json:"stage"`  // of the runner, for which it is given or by which it was made
+	Key    string `json:"key"`    // as the job's rule comes to, where the host can tell
+	Action string `json:"action"` // "restored", "stored" or "refused"
+	SHA256 string `json:"sha256,omitempty"`
+	Bytes  int64  `json:"bytes,omitempty"`
+	// Invocation and Attestation are those of the attempt that made what is
+	// restored: its invocation id, and the sha256 of the bundle that has the
+	// archive among its subjects. They are empty where nobody vouches for it.
+	Invocation  string `json:"invocation,omitempty"`
+	Attestation string `json:"attestation,omitempty"`
+	Detail      string `json:"detail,omitempty"` // why it was refused
 }
 
 // Violation is evidence that contradicts itself. A record that has one is

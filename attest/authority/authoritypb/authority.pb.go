@@ -676,6 +676,211 @@ func (x *Subject) GetSha256() string {
 	return ""
 }
 
+type ProvenanceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attempt       string                 `protobuf:"bytes,1,opt,name=attempt,proto3" json:"attempt,omitempty"`           // the one that asks
+	Sha256        string                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`             // of the output, lower-case hex
+	JobId         int64                  `protobuf:"varint,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"` // of the job that must have made it; 0 for any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProvenanceRequest) Reset() {
+	*x = ProvenanceRequest{}
+	mi := &file_authority_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProvenanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProvenanceRequest) ProtoMessage() {}
+
+func (x *ProvenanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_authority_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProvenanceRequest.ProtoReflect.Descriptor instead.
+func (*ProvenanceRequest) Descriptor() ([]byte, []int) {
+	return file_authority_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ProvenanceRequest) GetAttempt() string {
+	if x != nil {
+		return x.Attempt
+	}
+	return ""
+}
+
+func (x *ProvenanceRequest) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *ProvenanceRequest) GetJobId() int64 {
+	if x != nil {
+		return x.JobId
+	}
+	return 0
+}
+
+type ProvenanceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Origins       []*Origin              `protobuf:"bytes,1,rep,name=origins,proto3" json:"origins,omitempty"` // newest first; not all, if there are many
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProvenanceResponse) Reset() {
+	*x = ProvenanceResponse{}
+	mi := &file_authority_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProvenanceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProvenanceResponse) ProtoMessage() {}
+
+func (x *ProvenanceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_authority_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProvenanceResponse.ProtoReflect.Descriptor instead.
+func (*ProvenanceResponse) Descriptor() ([]byte, []int) {
+	return file_authority_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ProvenanceResponse) GetOrigins() []*Origin {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+// An Origin is an attested attempt that has the digest among its subjects.
+type Origin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BundleSha256  string                 `protobuf:"bytes,1,opt,name=bundle_sha256,json=bundleSha256,proto3" json:"bundle_sha256,omitempty"`
+	InvocationId  string                 `protobuf:"bytes,2,opt,name=invocation_id,json=invocationId,proto3" json:"invocation_id,omitempty"`
+	Project       string                 `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"` // full path, as it was then
+	Ref           string                 `protobuf:"bytes,4,opt,name=ref,proto3" json:"ref,omitempty"`
+	Protected     bool                   `protobuf:"varint,5,opt,name=protected,proto3" json:"protected,omitempty"` // its host's word, as in the statement
+	JobId         int64                  `protobuf:"varint,6,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	Result        string                 `protobuf:"bytes,7,opt,name=result,proto3" json:"result,omitempty"` // how the job ended
+	BuilderId     string                 `protobuf:"bytes,8,opt,name=builder_id,json=builderId,proto3" json:"builder_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Origin) Reset() {
+	*x = Origin{}
+	mi := &file_authority_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Origin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Origin) ProtoMessage() {}
+
+func (x *Origin) ProtoReflect() protoreflect.Message {
+	mi := &file_authority_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Origin.ProtoReflect.Descriptor instead.
+func (*Origin) Descriptor() ([]byte, []int) {
+	return file_authority_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Origin) GetBundleSha256() string {
+	if x != nil {
+		return x.BundleSha256
+	}
+	return ""
+}
+
+func (x *Origin) GetInvocationId() string {
+	if x != nil {
+		return x.InvocationId
+	}
+	return ""
+}
+
+func (x *Origin) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *Origin) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *Origin) GetProtected() bool {
+	if x != nil {
+		return x.Protected
+	}
+	return false
+}
+
+func (x *Origin) GetJobId() int64 {
+	if x != nil {
+		return x.JobId
+	}
+	return 0
+}
+
+func (x *Origin) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *Origin) GetBuilderId() string {
+	if x != nil {
+		return x.BuilderId
+	}
+	return ""
+}
+
 var File_authority_proto protoreflect.FileDescriptor
 
 const file_authority_proto_rawDesc = "" +
@@ -733,11 +938,29 @@ const file_authority_proto_rawDesc = "" +
 	"\rsubject_count\x18\x05 \x01(\x03R\fsubjectCount\"5\n" +
 	"\aSubject\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06sha256\x18\x02 \x01(\tR\x06sha2562\x87\x02\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\"\\\n" +
+	"\x11ProvenanceRequest\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\tR\aattempt\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x15\n" +
+	"\x06job_id\x18\x03 \x01(\x03R\x05jobId\"M\n" +
+	"\x12ProvenanceResponse\x127\n" +
+	"\aorigins\x18\x01 \x03(\v2\x1d.hallmark.authority.v1.OriginR\aorigins\"\xea\x01\n" +
+	"\x06Origin\x12#\n" +
+	"\rbundle_sha256\x18\x01 \x01(\tR\fbundleSha256\x12#\n" +
+	"\rinvocation_id\x18\x02 \x01(\tR\finvocationId\x12\x18\n" +
+	"\aproject\x18\x03 \x01(\tR\aproject\x12\x10\n" +
+	"\x03ref\x18\x04 \x01(\tR\x03ref\x12\x1c\n" +
+	"\tprotected\x18\x05 \x01(\bR\tprotected\x12\x15\n" +
+	"\x06job_id\x18\x06 \x01(\x03R\x05jobId\x12\x16\n" +
+	"\x06result\x18\a \x01(\tR\x06result\x12\x1d\n" +
+	"\n" +
+	"builder_id\x18\b \x01(\tR\tbuilderId2\xea\x02\n" +
 	"\tAuthority\x12O\n" +
 	"\x04Open\x12\".hallmark.authority.v1.OpenRequest\x1a#.hallmark.authority.v1.OpenResponse\x12U\n" +
 	"\x06Append\x12$.hallmark.authority.v1.AppendRequest\x1a%.hallmark.authority.v1.AppendResponse\x12R\n" +
-	"\x05Close\x12#.hallmark.authority.v1.CloseRequest\x1a$.hallmark.authority.v1.CloseResponseB-Z+hallmark.build/attest/authority/authoritypbb\x06proto3"
+	"\x05Close\x12#.hallmark.authority.v1.CloseRequest\x1a$.hallmark.authority.v1.CloseResponse\x12a\n" +
+	"\n" +
+	"Provenance\x12(.hallmark.authority.v1.ProvenanceRequest\x1a).hallmark.authority.v1.ProvenanceResponseB-Z+hallmark.build/attest/authority/authoritypbb\x06proto3"
 
 var (
 	file_authority_proto_rawDescOnce sync.Once
@@ -751,33 +974,39 @@ func file_authority_proto_rawDescGZIP() []byte {
 	return file_authority_proto_rawDescData
 }
 
-var file_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_authority_proto_goTypes = []any{
-	(*OpenRequest)(nil),    // 0: hallmark.authority.v1.OpenRequest
-	(*JobFacts)(nil),       // 1: hallmark.authority.v1.JobFacts
-	(*OpenResponse)(nil),   // 2: hallmark.authority.v1.OpenResponse
-	(*AppendRequest)(nil),  // 3: hallmark.authority.v1.AppendRequest
-	(*AppendResponse)(nil), // 4: hallmark.authority.v1.AppendResponse
-	(*CloseRequest)(nil),   // 5: hallmark.authority.v1.CloseRequest
-	(*CloseResponse)(nil),  // 6: hallmark.authority.v1.CloseResponse
-	(*Attestation)(nil),    // 7: hallmark.authority.v1.Attestation
-	(*Subject)(nil),        // 8: hallmark.authority.v1.Subject
+	(*OpenRequest)(nil),        // 0: hallmark.authority.v1.OpenRequest
+	(*JobFacts)(nil),           // 1: hallmark.authority.v1.JobFacts
+	(*OpenResponse)(nil),       // 2: hallmark.authority.v1.OpenResponse
+	(*AppendRequest)(nil),      // 3: hallmark.authority.v1.AppendRequest
+	(*AppendResponse)(nil),     // 4: hallmark.authority.v1.AppendResponse
+	(*CloseRequest)(nil),       // 5: hallmark.authority.v1.CloseRequest
+	(*CloseResponse)(nil),      // 6: hallmark.authority.v1.CloseResponse
+	(*Attestation)(nil),        // 7: hallmark.authority.v1.Attestation
+	(*Subject)(nil),            // 8: hallmark.authority.v1.Subject
+	(*ProvenanceRequest)(nil),  // 9: hallmark.authority.v1.ProvenanceRequest
+	(*ProvenanceResponse)(nil), // 10: hallmark.authority.v1.ProvenanceResponse
+	(*Origin)(nil),             // 11: hallmark.authority.v1.Origin
 }
 var file_authority_proto_depIdxs = []int32{
-	1, // 0: hallmark.authority.v1.OpenRequest.job:type_name -> hallmark.authority.v1.JobFacts
-	7, // 1: hallmark.authority.v1.CloseResponse.attestations:type_name -> hallmark.authority.v1.Attestation
-	8, // 2: hallmark.authority.v1.Attestation.subjects:type_name -> hallmark.authority.v1.Subject
-	0, // 3: hallmark.authority.v1.Authority.Open:input_type -> hallmark.authority.v1.OpenRequest
-	3, // 4: hallmark.authority.v1.Authority.Append:input_type -> hallmark.authority.v1.AppendRequest
-	5, // 5: hallmark.authority.v1.Authority.Close:input_type -> hallmark.authority.v1.CloseRequest
-	2, // 6: hallmark.authority.v1.Authority.Open:output_type -> hallmark.authority.v1.OpenResponse
-	4, // 7: hallmark.authority.v1.Authority.Append:output_type -> hallmark.authority.v1.AppendResponse
-	6, // 8: hallmark.authority.v1.Authority.Close:output_type -> hallmark.authority.v1.CloseResponse
-	6, // [6:9] is the sub-list for method output_type
-	3, // [3:6] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	1,  // 0: hallmark.authority.v1.OpenRequest.job:type_name -> hallmark.authority.v1.JobFacts
+	7,  // 1: hallmark.authority.v1.CloseResponse.attestations:type_name -> hallmark.authority.v1.Attestation
+	8,  // 2: hallmark.authority.v1.Attestation.subjects:type_name -> hallmark.authority.v1.Subject
+	11, // 3: hallmark.authority.v1.ProvenanceResponse.origins:type_name -> hallmark.authority.v1.Origin
+	0,  // 4: hallmark.authority.v1.Authority.Open:input_type -> hallmark.authority.v1.OpenRequest
+	3,  // 5: hallmark.authority.v1.Authority.Append:input_type -> hallmark.authority.v1.AppendRequest
+	5,  // 6: hallmark.authority.v1.Authority.Close:input_type -> hallmark.authority.v1.CloseRequest
+	9,  // 7: hallmark.authority.v1.Authority.Provenance:input_type -> hallmark.authority.v1.ProvenanceRequest
+	2,  // 8: hallmark.authority.v1.Authority.Open:output_type -> hallmark.authority.v1.OpenResponse
+	4,  // 9: hallmark.authority.v1.Authority.Append:output_type -> hallmark.authority.v1.AppendResponse
+	6,  // 10: hallmark.authority.v1.Authority.Close:output_type -> hallmark.authority.v1.CloseResponse
+	10, // 11: hallmark.authority.v1.Authority.Provenance:output_type -> hallmark.authority.v1.ProvenanceResponse
+	8,  // [8:12] is the sub-list for method output_type
+	4,  // [4:8] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_authority_proto_init() }
@@ -791,7 +1020,7 @@ func file_authority_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_authority_proto_rawDesc), len(file_authority_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

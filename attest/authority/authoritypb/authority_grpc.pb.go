@@ -34,9 +34,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Authority_Open_FullMethodName   = "/hallmark.authority.v1.Authority/Open"
-	Authority_Append_FullMethodName = "/hallmark.authority.v1.Authority/Append"
-	Authority_Close_FullMethodName  = "/hallmark.authority.v1.Authority/Close"
+	Authority_Open_FullMethodName       = "/hallmark.authority.v1.Authority/Open"
+	Authority_Append_FullMethodName     = "/hallmark.authority.v1.Authority/Append"
+	Authority_Close_FullMethodName      = "/hallmark.authority.v1.Authority/Close"
+	Authority_Provenance_FullMethodName = "/hallmark.authority.v1.Authority/Provenance"
 )
 
 // AuthorityClient is the client API for Authority service.
@@ -53,6 +54,11 @@ type AuthorityClient interface {
 	// stores the attestation of a record that ends with a "closed" entry.
 	// Repeating it returns the same bundles.
 	Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseResponse, error)
+	// Provenance tells where bytes come from that a job is about to be given:
+	// which attested attempts have them among their outputs. A host asks about
+	// attempts that it has open, and learns of origins in the job's own project,
+	// or in a job that the record names as a dependency.
+	Provenance(ctx context.Context, in *ProvenanceRequest, opts ...grpc.CallOption) (*ProvenanceResponse, error)
 }
 
 type authorityClient struct {
@@ -93,6 +99,16 @@ func (c *authorityClient) Close(ctx context.Context, in *CloseRequest, opts ...g
 	return out, nil
 }
 
+func (c *authorityClient) Provenance(ctx context.Context, in *ProvenanceRequest, opts ...grpc.CallOption) (*ProvenanceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProvenanceResponse)
+	err := c.cc.Invoke(ctx, Authority_Provenance_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AuthorityServer is the server API for Authority service.
 // All implementations must embed UnimplementedAuthorityServer
 // for forward compatibility.
@@ -107,6 +123,11 @@ type AuthorityServer interface {
 	// stores the attestation of a record that ends with a "closed" entry.
 	// Repeating it returns the same bundles.
 	Close(context.Context, *CloseRequest) (*CloseResponse, error)
+	// Provenance tells where bytes come from that a job is about to be given:
+	// which attested attempts have them among their outputs. A host asks about
+	// attempts that it has open, and learns of origins in the job's own project,
+	// or in a job that the record names as a dependency.
+	Provenance(context.Context, *ProvenanceRequest) (*ProvenanceResponse, error)
 	mustEmbedUnimplementedAuthorityServer()
 }
 
@@ -125,6 +146,9 @@ func (UnimplementedAuthorityServer) Append(context.Context, *AppendRequest) (*Ap
 }
 func (UnimplementedAuthorityServer) Close(context.Context, *CloseRequest) (*CloseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Close not implemented")
+}
+func (UnimplementedAuthorityServer) Provenance(context.Context, *ProvenanceRequest) (*ProvenanceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Provenance not implemented")
 }
 func (UnimplementedAuthorityServer) mustEmbedUnimplementedAuthorityServer() {}
 func (UnimplementedAuthorityServer) testEmbeddedByValue()                   {}
@@ -201,6 +225,24 @@ func _Authority_Close_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Authority_Provenance_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProvenanceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthorityServer).Provenance(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authority_Provenance_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthorityServer).Provenance(ctx, req.(*ProvenanceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Authority_ServiceDesc is the grpc.ServiceDesc for Authority service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -219,6 +261,10 @@ var Authority_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Close",
 			Handler:    _Authority_Close_Handler,
+		},
+		{
+			MethodName: "Provenance",
+			Handler:    _Authority_Provenance_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -256,9 +256,10 @@ func (s *Store) subjects(ctx context.Context, f store.Found) ([]attest.Subject, 
 }
 
 // BySubject finds the bundles that speak of an output, newest first.
-func (s *Store) BySubject(ctx context.Context, sha256 string, limit int) ([]store.Found, error) {
-	return s.find(ctx, `EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = ? AND s.attempt = b.attempt AND s.part = b.part)
-		ORDER BY a.ended DESC, b.attempt, b.part LIMIT ?`, sha256, limit)
+func (s *Store) BySubject(ctx context.Context, sha256 string, only store.Filter, limit int) ([]store.Found, error) {
+	return s.find(ctx, `EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = ?1 AND s.attempt = b.attempt AND s.part = b.part)
+		AND ?2 IN ('', a.project) AND ?3 IN (0, a.job_id) AND ?4 IN ('', b.sha256)
+		ORDER BY a.ended DESC, b.attempt, b.part LIMIT ?5`, sha256, only.Project, only.Job, only.Bundle, limit)
 }
 
 // ByJob finds a job's bundles, in order.

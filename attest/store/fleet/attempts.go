@@ -274,9 +274,10 @@ func scanSubject(r pgx.CollectableRow) (attest.Subject, error) {
 }
 
 // BySubject finds the bundles that speak of an output, newest first.
-func (s *Store) BySubject(ctx context.Context, sha256 string, limit int) ([]store.Found, error) {
+func (s *Store) BySubject(ctx context.Context, sha256 string, only store.Filter, limit int) ([]store.Found, error) {
 	return s.find(ctx, `EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = $1 AND s.attempt = b.attempt AND s.part = b.part)
-		ORDER BY a.ended DESC, b.attempt, b.part LIMIT $2`, sha256, limit)
+		AND $2::text IN ('', a.project) AND $3::bigint IN (0, a.job_id) AND $4::text IN ('', b.sha256)
+		ORDER BY a.ended DESC, b.attempt, b.part LIMIT $5`, sha256, only.Project, only.Job, only.Bundle, limit)
 }
 
 // ByJob finds a job's bundles, in order.

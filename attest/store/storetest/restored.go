@@ -86,7 +86,9 @@ func restoredBundles(t *testing.T, s store.Store) {
 	for _, f := range []func() ([]store.Found, error){
 		func() ([]store.Found, error) { return s.ByJob(ctx, 3, 10) },
 		func() ([]store.Found, error) { return s.ByProject(ctx, "group/project", 10) },
-		func() ([]store.Found, error) { return s.BySubject(ctx, attesttest.SHA256("same in all"), 10) },
+		func() ([]store.Found, error) {
+			return s.BySubject(ctx, attesttest.SHA256("same in all"), store.Filter{}, 10)
+		},
 	} {
 		if found, err := f(); err != nil || len(found) != 3 {
 			t.Errorf("%d found, %v", len(found), err)

@@ -86,6 +86,11 @@ func Decision(n, parts int) store.Decision {
 	return d
 }
 
+// bundleOf is the sha256 of one of Decision's bundles.
+func bundleOf(n, part int) string {
+	return attesttest.SHA256(string(Decision(n, part+1).Bundles[part].JSON))
+}
+
 // Drafts are what Decision's bundles were before they were entered in a log.
 func Drafts(n, parts int) []store.Bundle {
 	d := Decision(n, parts)
@@ -304,10 +309,16 @@ func bundles(t *testing.T, s store.Store) {
 		return strings.Join(out, " ")
 	}
 	for _, c := range []struct{ have, want string }{
-		{find(s.BySubject(ctx, attesttest.SHA256(fmt.Sprint(2, 1, "a")), 10)), "2.2"},
-		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), 10)), "3.1 3.2 3.3 2.1 2.2 1.1"},
-		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), 2)), "3.1 3.2"},
-		{find(s.BySubject(ctx, attesttest.SHA256("none"), 10)), ""},
+		{find(s.BySubject(ctx, attesttest.SHA256(fmt.Sprint(2, 1, "a")), store.Filter{}, 10)), "2.2"},
+		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), store.Filter{}, 10)), "3.1 3.2 3.3 2.1 2.2 1.1"},
+		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), store.Filter{}, 2)), "3.1 3.2"},
+		{find(s.BySubject(ctx, attesttest.SHA256("none"), store.Filter{}, 10)), ""},
+		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), store.Filter{Job: 2}, 10)), "2.1 2.2"},
+		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), store.Filter{Job: 4}, 10)), ""},
+		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), store.Filter{Project: "group/project", Job: 1}, 10)), "1.1"},
+		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), store.Filter{Project: "group"}, 10)), ""},
+		{find(s.BySubject(ctx, attesttest.SHA256("same in all"), store.Filter{Bundle: bundleOf(2, 1)}, 10)), "2.2"},
+		{find(s.BySubject(ctx, attesttest.SHA256("none"), store.Filter{Bundle: bundleOf(2, 1)}, 10)), ""},
 		{find(s.ByJob(ctx, 2, 10)), "2.1 2.2"},
 		{find(s.ByJob(ctx, 4, 10)), ""},
 		{find(s.ByProject(ctx, "group/project", 10)), "3.1 3.2 3.3 2.1 2.2 1.1"},

@@ -1,0 +1,209 @@
+package authority
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"hallmark.build/attest"
+	"hallmark.build/attest/authority/authoritypb"
+	"hallmark.build/attest/store"
+	"hallmark.build/sandbox/record"
+)
+
+// maxOrigins are in one answer. A host needs one.
+const maxOrigins = 16
+
+// Provenance tells a host which attested attempts have a digest among their
+// subjects. What it may learn is what the job may be given: outputs of its own
+// project, and of jobs that its record names as dependencies.
+func (a *Authority) Provenance(ctx context.Context, req *authoritypb.ProvenanceRequest) (*authoritypb.ProvenanceResponse, error) {
+	switch {
+	case !isHex(req.GetAttempt(), 32):
+		return nil, status.Error(codes.InvalidArgument, "attempt: want 32 hex digits")
+	case !isHex(req.GetSha256(), 64):
+		return nil, status.Error(codes.InvalidArgument, "sha256: want 64 hex digits")
+	case req.GetJobId() < 0 || req.GetJobId() > maxNumber:
+		return nil, status.Errorf(codes.InvalidArgument, "job id: %d is no identifier", req.GetJobId())
+	}
+	at, err := a.attempt(ctx, req.GetAttempt())
+	if err != nil {
+		return nil, err
+	}
+	if err := a.ownAttempt(ctx, &at); err != nil {
+		return nil, err
+	}
+	if at.State != store.StateOpen {
+		return nil, ended(at)
+	}
+	res, err := a.origins(ctx, &at, req.GetSha256(), req.GetJobId())
+	if err != nil {
+		return nil, a.unavailable(ctx, "find origins", err)
+	}
+	return res, nil
+}
+
+func (a *Authority) origins(ctx context.Context, at *store.Attempt, sha256 string, job int64) (*authoritypb.ProvenanceResponse, error) {
+	only := store.Filter{Job: job}
+	if job == 0 {
+		only.Project = at.Job.Project
+	}
+	found, err := a.cfg.Store.BySubject(ctx, sha256, only, maxOrigins)
+	if err != nil {
+		return nil, err
+	}
+	res := &authoritypb.ProvenanceResponse{}
+	for _, f := range found {
+		from, err := a.cfg.Store.Attempt(ctx, f.Attempt)
+		if err != nil {
+			return nil, err
+		}
+		if ok, err := a.mayUse(ctx, at, &from); err != nil || !ok {
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		origin, err := a.origin(ctx, f, &from)
+		if err != nil {
+			return nil, err
+		}
+		res.Origins = append(res.Origins, origin)
+	}
+	return res, nil
+}
+
+// mayUse reports whether a job may be given what another made.
+func (a *Authority) mayUse(ctx context.Context, at, from *store.Attempt) (bool, error) {
+	if at.Job.ProjectID == from.Job.ProjectID {
+		return true, nil
+	}
+	opened, err := a.openedOf(ctx, at.ID)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(opened.External.Dependencies, func(d record.DependencyChoice) bool { return d.ID == from.Job.ID }), nil
+}
+
+// origin is what the statements of an attested attempt say of it, read where they
+// had it from: its record.
+func (a *Authority) origin(ctx context.Context, f store.Found, from *store.Attempt) (*authoritypb.Origin, error) {
+	opened, err := a.openedOf(ctx, from.ID)
+	if err != nil {
+		return nil, err
+	}
+	result, err := a.resultOf(ctx, from.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &authoritypb.Origin{
+		BundleSha256: f.SHA256, InvocationId: from.InvocationID, BuilderId: from.BuilderID,
+		Project: f.Project, Ref: from.Job.Ref, JobId: from.Job.ID, Result: result,
+		Protected: opened.Job.Protected != nil && *opened.Job.Protected,
+	}, nil
+}
+
+// openedOf reads the first entry of an attempt's record. It is empty where
+// nothing was appended yet.
+func (a *Authority) openedOf(ctx context.Context, attempt string) (o record.Opened, err error) {
+	f, err := a.cfg.Store.OpenRecord(ctx, attempt)
+	if errors.Is(err, store.ErrNotFound) {
+		return o, nil
+	}
+	if err != nil {
+		return o, err
+	}
+	defer f.Close()
+	line, err := bufio.NewReader(io.LimitReader(f, record.MaxLine+1)).ReadBytes('\n')
+	if errors.Is(err, io.EOF) {
+		return o, nil // nothing, or torn
+	}
+	if err != nil {
+		return o, err
+	}
+	return o, readData(line, record.JobOpened, &o)
+}
+
+// resultOf reads how a job ended from the last entry of its closed record.
+func (a *Authority) resultOf(ctx context.Context, attempt string) (string, error) {
+	size, err := a.cfg.Store.RecordSize(ctx, attempt)
+	if err != nil {
+		return "", err
+	}
+	f, err := a.cfg.Store.OpenRecord(ctx, attempt)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	tail := min(size, record.MaxLine+1)
+	if _, err := f.Seek(size-tail, io.SeekStart); err != nil {
+		return "", err
+	}
+	last, err := io.ReadAll(io.LimitReader(f, tail))
+	if err != nil {
+		return "", err
+	}
+	last = bytes.TrimSuffix(last, []byte("\n"))
+	var c record.Closing
+	if err := readData(last[bytes.LastIndexByte(last, '\n')+1:], record.Closed, &c); err != nil {
+		return "", err
+	}
+	return c.Result, nil
+}
+
+// readData reads a line that was checked when it was appended.
+func readData(line []byte, kind record.Kind, data any) error {
+	e := struct {
+		Kind record.Kind     `json:"kind"`
+		Data json.RawMessage `json:"data"`
+	}{}
+	if err := json.Unmarshal(line, &e); err != nil {
+		return fmt.Errorf("stored record: %w", err)
+	}
+	if e.Kind != kind {
+		return fmt.Errorf("stored record: %q where %q stands", e.Kind, kind)
+	}
+	return json.Unmarshal(e.Data, data)
+}
+
+// checkOrigins looks up every attestation that a record names as that of an
+// input. The statement will name it too: so it must be ours, speak of that very
+// digest, and be of a job whose outputs this one may be given.
+func (a *Authority) checkOrigins(ctx context.Context, at *store.Attempt, entries []record.Entry) error {
+	origins, err := attest.Origins(entries)
+	if err != nil {
+		return a.unavailable(ctx, "read origins", err)
+	}
+	for _, o := range origins {
+		found, err := a.cfg.Store.BySubject(ctx, o.SHA256, store.Filter{Bundle: o.Attestation}, 1)
+		if err != nil {
+			return a.unavailable(ctx, "find origin", err)
+		}
+		if len(found) == 0 {
+			return a.condemn(ctx, EventOriginDiffers, at, "entry %d: attestation %s is not known here to speak of sha256:%s", o.Entry, o.Attestation, o.SHA256)
+		}
+		from, err := a.cfg.Store.Attempt(ctx, found[0].Attempt)
+		if err != nil {
+			return a.unavailable(ctx, "find origin", err)
+		}
+		if from.InvocationID != o.Invocation {
+			return a.condemn(ctx, EventOriginDiffers, at, "entry %d: attestation %s is of another invocation than %s", o.Entry, o.Attestation, o.Invocation)
+		}
+		ok, err := a.mayUse(ctx, at, &from)
+		if err != nil {
+			return a.unavailable(ctx, "find origin", err)
+		}
+		if !ok {
+			return a.condemn(ctx, EventOriginDiffers, at, "entry %d: attestation %s is of project %s, whose outputs this job was not given", o.Entry, o.Attestation, found[0].Project)
+		}
+	}
+	return nil
+}
