@@ -318,6 +318,23 @@ func (c checker) globs(path string, values []string) {
 	c.unique(path, values)
 }
 
+func (c checker) pullPolicies(path string, values []string) {
+	for i, value := range values {
+		c.oneOf(at(path, i), value, "always", "if-not-present", "never")
+	}
+	c.unique(path, values)
+}
+
+// imageUsers are names or numbers as a container's passwd has them, with or without
+// a group.
+func (c checker) imageUsers(path string, values ...string) {
+	for _, value := range values {
+		if len(value) > 256 || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			c.doc.Report(path, `as "1000:1000" or "builder"`, "%q is not a user", value)
+		}
+	}
+}
+
 func (c checker) registries(path string, values []string) {
 	for i, value := range values {
 		u, err := url.Parse("http://" + value)

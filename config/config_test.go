@@ -38,10 +38,12 @@ func TestSandboxdDefaults(t *testing.T) {
 		SourceMismatch: "refuse",
 		StopGrace:      10 * time.Second,
 		Containerd:     Containerd{BinDir: "/usr/lib/hallmark"},
-		Limits:         Limits{Memory: 4294967296, Pids: 4096, Tmpfs: 536870912, OpenFiles: 1048576},
-		IDs:            IDs{First: 200000000, Ranges: 1024},
-		Authority:      Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
-		Digest:         digest([]byte(minimalSandboxd)),
+		Images: Images{PullPolicy: []string{"always"}, PullsAtOnce: 4,
+			KeepBytes: 68719476736, KeepFor: 336 * time.Hour, MinFree: 2147483648},
+		Limits:    Limits{Memory: 4294967296, Pids: 4096, Tmpfs: 536870912, OpenFiles: 1048576},
+		IDs:       IDs{First: 200000000, Ranges: 1024},
+		Authority: Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
+		Digest:    digest([]byte(minimalSandboxd)),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -95,6 +97,17 @@ bin_dir = "/bin"
 allowed = ["registry.example.com/{a,b}/**"]
 plain_http = ["localhost:5000", "[::1]:5000", "127.0.0.1"]
 ca = "/i"
+allowed_services = ["registry.example.com/services/**"]
+auth_file = "/etc/hallmark/registries.json"
+pull_policy = ["always", "if-not-present"]
+allowed_pull_policies = ["always", "if-not-present", "never"]
+user = "1000:1000"
+allowed_users = ["1000:1000", "builder"]
+disable_entrypoint_overwrite = true
+pulls_at_once = 2
+keep_bytes = "1TiB"
+keep_for = "24h"
+min_free = "0KiB"
 [limits]
 memory = "1TiB"
 cpus = 1.5
@@ -129,7 +142,11 @@ unavailable = "spool"
 		StopGrace:  time.Minute,
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", BinDir: "/bin"},
 		Images: Images{Allowed: []string{"registry.example.com/{a,b}/**"},
-			PlainHTTP: []string{"localhost:5000", "[::1]:5000", "127.0.0.1"}, CA: "/i"},
+			PlainHTTP: []string{"localhost:5000", "[::1]:5000", "127.0.0.1"}, CA: "/i",
+			AllowedServices: []string{"registry.example.com/services/**"}, AuthFile: "/etc/hallmark/registries.json",
+			PullPolicy: []string{"always", "if-not-present"}, AllowedPullPolicies: []string{"always", "if-not-present", "never"},
+			User: "1000:1000", AllowedUsers: []string{"1000:1000", "builder"}, DisableEntrypointOverwrite: true,
+			PullsAtOnce: 2, KeepBytes: 1 << 40, KeepFor: 24 * time.Hour},
 		Limits: Limits{Memory: 1 << 40, CPUs: 1.5, Pids: 16, Tmpfs: 1 << 20, OpenFiles: 64},
 		IDs:    IDs{First: 65536, Ranges: 1},
 		Allow: []AllowRule{
@@ -189,6 +206,14 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"[images]\nplain_http = ['a:0']", `images.plain_http[0]: "a:0" is not host or host:port`, `as "registry.internal:5000"`},
 		{"[images]\nplain_http = ['a/b']", `images.plain_http[0]: "a/b" is not host or host:port`, `as "registry.internal:5000"`},
 		{"[images]\nplain_http = ['u@a']", `images.plain_http[0]: "u@a" is not host or host:port`, `as "registry.internal:5000"`},
+		{"[images]\npull_policy = []", "images.pull_policy: must not be empty", `as pull_policy = ["always"]`},
+		{"[images]\npull_policy = ['allways']", `images.pull_policy[0]: "allways": want "always" or "if-not-present" or "never"`, `did you mean "always"?`},
+		{"[images]\nallowed_pull_policies = ['never']", "images.allowed_pull_policies: has none of images.pull_policy", "jobs that say nothing could not pull"},
+		{"[images]\nallowed_services = ['[x']", `images.allowed_services[0]: "[x" is not a glob`, "* is anything within one part, ** any number of parts, {a,b} a choice"},
+		{"[images]\nauth_file = 'x'", `images.auth_file: "x" is not a clean absolute path`, "want an absolute path without . and .. parts"},
+		{"[images]\nallowed_users = ['a b']", `images.allowed_users: "a b" is not a user`, `as "1000:1000" or "builder"`},
+		{"[images]\npulls_at_once = 0", "images.pulls_at_once: 0 is not between 1 and 256", ""},
+		{"[images]\nkeep_for = '-1s'", "images.keep_for: -1s is not between 0s and 87600h0m0s", ""},
 		{"[images]\nca = 'x'", `images.ca: "x" is not a clean absolute path`, "want an absolute path without . and .. parts"},
 		{"[limits]\nmemory = 4294967296", "limits.memory: want a size, not a whole number", `write it with its unit, as "512MiB" or "4GiB"`},
 		{"[limits]\nmemory = '4GB'", `limits.memory: "4GB" is not a size`, `write it with its unit, as "512MiB" or "4GiB"`},
@@ -402,6 +427,7 @@ func TestExampleIsTheDefault(t *testing.T) {
 	want := DefaultSandboxd()
 	want.GitLabURL, want.HelperImage, want.Digest = got.GitLabURL, got.HelperImage, got.Digest
 	want.Images.Allowed, want.Images.PlainHTTP = []string{}, []string{}
+	want.Images.AllowedServices, want.Images.AllowedPullPolicies, want.Images.AllowedUsers = []string{}, []string{}, []string{}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/url"
+	"slices"
 	"time"
 
 	"hallmark.build/config/tomlfile"
@@ -80,12 +81,16 @@ type Containerd struct {
 	BinDir string `toml:"bin_dir"`
 }
 
-// Images says which images may run.
+// Images says which images may run, and how they come here.
 type Images struct {
 	// Allowed are globs that an image's full name must match, such as
 	// "registry.example.com/ci/**". Default []: every image. A writer of this
 	// field can admit images that the admin does not trust.
 	Allowed []string `toml:"allowed"`
+	// AllowedServices are globs for the images of services. Default []: those of
+	// Allowed. A writer of this field can admit images that the admin does not
+	// trust.
+	AllowedServices []string `toml:"allowed_services"`
 	// PlainHTTP are registries, as host or host:port, that are spoken to
 	// without TLS. Default []. Whoever is on the network path to one of them can
 	// choose what a tag resolves to.
@@ -93,6 +98,45 @@ type Images struct {
 	// CA is a PEM file with the roots for registries. Default "": the host's
 	// roots. A writer of the file can impersonate every registry.
 	CA string `toml:"ca"`
+	// AuthFile holds logins for registries, in the form of Docker's config.json
+	// with auths, credHelpers and credsStore. Default "": none. Every job may
+	// pull with them, as with those of the Docker executor. A writer of the file
+	// can have programs run as root, so root alone may write it.
+	AuthFile string `toml:"auth_file"`
+	// PullPolicy holds what is tried, in order, for an image of which the job
+	// says nothing: "always", "if-not-present", "never". Default ["always"]. A
+	// writer of this field can let jobs use images that their registry has
+	// replaced since.
+	PullPolicy []string `toml:"pull_policy"`
+	// AllowedPullPolicies are those that a job may ask for. Default []: those of
+	// PullPolicy. What holds for PullPolicy holds for it.
+	AllowedPullPolicies []string `toml:"allowed_pull_policies"`
+	// User runs the scripts of every job, whatever the job and its image say.
+	// Default "": the job's, or the image's. It means nothing outside of the
+	// container; a writer of this field can make jobs fail.
+	User string `toml:"user"`
+	// AllowedUsers are those that a job may name. Default []: User, or every
+	// user if that is empty. A writer of this field can let jobs be root in
+	// their containers.
+	AllowedUsers []string `toml:"allowed_users"`
+	// DisableEntrypointOverwrite has the image's entrypoint run whatever the
+	// job says. Default false. A writer of this field can let jobs go around an
+	// entrypoint that the admin relies on.
+	DisableEntrypointOverwrite bool `toml:"disable_entrypoint_overwrite"`
+	// PullsAtOnce is how many images are pulled at a time. Default 4; further
+	// ones wait for their turn. A writer of this field can make jobs slow.
+	PullsAtOnce int `toml:"pulls_at_once"`
+	// KeepBytes is how much disk images that no job uses may take together with
+	// the rest, packed and unpacked, before the longest unused are removed.
+	// Default "64GiB"; 0 is no limit. A writer of this field can fill the disk,
+	// or have images pulled again and again.
+	KeepBytes int64 `toml:"keep_bytes,size"`
+	// KeepFor is how long an image stays that no job asks for. Default "336h";
+	// 0 is no limit. For a writer of this field holds what KeepBytes says.
+	KeepFor time.Duration `toml:"keep_for"`
+	// MinFree is the disk space below which unused images are removed. Default
+	// "2GiB"; 0 is no limit. For a writer of this field holds what KeepBytes says.
+	MinFree int64 `toml:"min_free,size"`
 }
 
 // Limits bound each container. A writer of these can let one job starve the
@@ -169,9 +213,11 @@ func DefaultSandboxd() Sandboxd {
 		SourceMismatch: "refuse",
 		StopGrace:      10 * time.Second,
 		Containerd:     Containerd{BinDir: "/usr/lib/hallmark"},
-		Limits:         Limits{Memory: 4 << 30, Pids: 4096, Tmpfs: 512 << 20, OpenFiles: 1 << 20},
-		IDs:            IDs{First: 200_000_000, Ranges: 1024},
-		Authority:      Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
+		Images: Images{PullPolicy: []string{"always"}, PullsAtOnce: 4,
+			KeepBytes: 64 << 30, KeepFor: 14 * 24 * time.Hour, MinFree: 2 << 30},
+		Limits:    Limits{Memory: 4 << 30, Pids: 4096, Tmpfs: 512 << 20, OpenFiles: 1 << 20},
+		IDs:       IDs{First: 200_000_000, Ranges: 1024},
+		Authority: Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
 	}
 }
 
@@ -222,9 +268,7 @@ func (s *Sandboxd) check(c checker) {
 		c.socket("containerd.address", s.Containerd.Address)
 	}
 	c.path("containerd.bin_dir", s.Containerd.BinDir)
-	c.globs("images.allowed", s.Images.Allowed)
-	c.registries("images.plain_http", s.Images.PlainHTTP)
-	c.optionalPath("images.ca", s.Images.CA)
+	s.Images.check(c)
 	s.Limits.check(c)
 	s.IDs.check(c)
 	c.rules("allow", s.Allow)
@@ -233,6 +277,28 @@ func (s *Sandboxd) check(c checker) {
 		c.listen("authority.address", s.Authority.Address)
 	}
 	c.oneOf("authority.unavailable", s.Authority.Unavailable, "fail", "spool")
+}
+
+func (i Images) check(c checker) {
+	c.globs("images.allowed", i.Allowed)
+	c.globs("images.allowed_services", i.AllowedServices)
+	c.registries("images.plain_http", i.PlainHTTP)
+	c.optionalPath("images.ca", i.CA)
+	c.optionalPath("images.auth_file", i.AuthFile)
+	c.pullPolicies("images.pull_policy", i.PullPolicy)
+	c.pullPolicies("images.allowed_pull_policies", i.AllowedPullPolicies)
+	if len(i.PullPolicy) == 0 {
+		c.doc.Report("images.pull_policy", `as pull_policy = ["always"]`, "must not be empty")
+	}
+	if len(i.AllowedPullPolicies) > 0 && !slices.ContainsFunc(i.PullPolicy, func(p string) bool { return slices.Contains(i.AllowedPullPolicies, p) }) {
+		c.doc.Report("images.allowed_pull_policies", "jobs that say nothing could not pull", "has none of images.pull_policy")
+	}
+	c.imageUsers("images.user", i.User)
+	c.imageUsers("images.allowed_users", i.AllowedUsers...)
+	c.between("images.pulls_at_once", int64(i.PullsAtOnce), 1, 256)
+	c.duration("images.keep_for", i.KeepFor, 0, 10*365*24*time.Hour)
+	c.size("images.keep_bytes", i.KeepBytes, 0, 1<<60)
+	c.size("images.min_free", i.MinFree, 0, 1<<50)
 }
 
 func (l Limits) check(c checker) {

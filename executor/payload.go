@@ -559,12 +559,23 @@ func (j *Job) projectSlug() string {
 // gitStrategy is the job's GIT_STRATEGY, with references expanded once as the
 // runner does. References to what the runner alone knows stay empty; were one
 // of them to matter, the work tree would not be found, and the job refused.
-func (j *Job) gitStrategy() string {
-	v, ok := j.lookup("GIT_STRATEGY")
+func (j *Job) gitStrategy() string { return j.Setting("GIT_STRATEGY") }
+
+// Setting is the value of a variable that means something to the runner, with
+// references expanded once as the runner does. It is empty where the job has no
+// such variable.
+func (j *Job) Setting(key string) string {
+	v, ok := j.lookup(key)
 	if !ok || v.Raw {
 		return v.Value
 	}
-	return os.Expand(v.Value, func(name string) string {
+	return j.Expand(v.Value)
+}
+
+// Expand replaces references to the job's variables in a text. References to
+// what the runner alone knows become empty.
+func (j *Job) Expand(text string) string {
+	return os.Expand(text, func(name string) string {
 		if name == "$" {
 			return "$"
 		}

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -106,12 +107,18 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 		Address: conf.Containerd.Address, BinDir: conf.Containerd.BinDir,
 		Root: filepath.Join(conf.StateDir, "containerd"), State: filepath.Join(conf.RunDir, "containerd"),
 		Namespace: "hallmark", Init: filepath.Join(conf.Containerd.BinDir, "hallmark-init"),
-		PlainHTTP: conf.Images.PlainHTTP, CAFile: conf.Images.CA,
+		PlainHTTP: conf.Images.PlainHTTP, CAFile: conf.Images.CA, PullsAtOnce: conf.Images.PullsAtOnce,
+		Keep: containerd.Keep{Bytes: conf.Images.KeepBytes, For: conf.Images.KeepFor, MinFree: conf.Images.MinFree},
 	}, log)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = rt.Close() }()
+	ctx, cancel := context.WithCancel(ctx)
+	var tidy sync.WaitGroup
+	defer tidy.Wait()
+	defer cancel()
+	tidy.Go(func() { rt.TidyImages(ctx) })
 	images := image.New(image.Policy{Allowed: conf.Images.Allowed, PlainHTTP: conf.Images.PlainHTTP, CAFile: conf.Images.CA})
 	h, err := host.New(ctx, hostConfig, rt, images, authority{pb.NewAuthorityClient(conn)}, log)
 	if err != nil {
@@ -147,6 +154,10 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 	if err != nil {
 		return host.Config{}, err
 	}
+	images, err := imageRules(c.Images)
+	if err != nil {
+		return host.Config{}, err
+	}
 	allow := make([]policy.Rule, 0, len(c.Allow))
 	for _, r := range c.Allow {
 		allow = append(allow, policy.Rule{Name: r.Name, Host: r.Host, Ports: r.Ports, Methods: r.Methods, Paths: r.Paths})
@@ -155,12 +166,25 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 		Users:    map[uint32]bool{0: true, uint32(uid): true},
 		StateDir: c.StateDir,
 		GitLab:   c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner, RunnerVersion: runnerVersion,
-		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage,
+		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage, Images: images,
 		DeclareSource: c.SourceMismatch == "declare", Spool: c.Authority.Unavailable == "spool", StopGrace: c.StopGrace,
 		Limits: sandbox.Limits{MemoryBytes: c.Limits.Memory, CPUs: c.Limits.CPUs, Pids: c.Limits.Pids,
 			TmpfsBytes: c.Limits.Tmpfs, OpenFiles: c.Limits.OpenFiles},
 		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, ConfigDigest: c.Digest, Version: version,
 	}, nil
+}
+
+func imageRules(c config.Images) (host.ImageRules, error) {
+	rules := host.ImageRules{
+		Services: c.AllowedServices, AuthFile: c.AuthFile,
+		User: c.User, AllowedUsers: c.AllowedUsers, KeepEntrypoint: c.DisableEntrypointOverwrite,
+	}
+	var err error
+	if rules.Policies.Default, err = image.ParsePullPolicies(c.PullPolicy); err != nil {
+		return rules, err
+	}
+	rules.Policies.Allowed, err = image.ParsePullPolicies(c.AllowedPullPolicies)
+	return rules, err
 }
 
 // versionOf asks a gitlab-runner binary for its version.

@@ -91,6 +91,10 @@ type Config struct {
 	// PlainHTTP and CAFile are as in image.Policy.
 	PlainHTTP []string
 	CAFile    string
+	// PullsAtOnce is how many images are pulled at a time; 0 is one.
+	PullsAtOnce int
+	// Keep says how long images stay.
+	Keep Keep
 }
 
 const (
@@ -110,6 +114,12 @@ type Runtime struct {
 	layout  layout
 	cgroups cgroups
 	pulls   flights
+	queue   queue
+	holds   holds
+	untidy  chan struct{} // has one element when there may be images to remove
+	// unpacking is held while one of several pulls unpacks what they share.
+	unpacking  locks
+	collecting sync.Mutex
 	// patience is how long after SIGKILL a stage may still be there before its
 	// whole container is killed.
 	patience time.Duration
@@ -157,7 +167,10 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Runtime, error) 
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: log, layout: newLayout(cfg), patience: answerTimeout}
+	r := &Runtime{
+		cfg: cfg, log: log, layout: newLayout(cfg), patience: answerTimeout,
+		queue: queue{most: cfg.PullsAtOnce}, untidy: make(chan struct{}, 1),
+	}
 	if err := r.start(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -212,7 +225,10 @@ func (r *Runtime) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("containerd: connect: %w", err)
 	}
-	return r.greet(ctx)
+	if err := r.greet(ctx); err != nil {
+		return err
+	}
+	return r.dropLeases(ctx)
 }
 
 // greet waits until containerd answers, and learns the versions.

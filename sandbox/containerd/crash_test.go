@@ -52,7 +52,7 @@ func playVictim(file string) {
 	if err != nil {
 		fail(err)
 	}
-	if err := r.Pull(ctx, v.Image, "", nil, nil); err != nil {
+	if err := r.Pull(ctx, Order{Reference: v.Image}); err != nil {
 		fail(err)
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -198,7 +198,7 @@ func TestContainerdRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	if err := r.Pull(t.Context(), b.images["base"], "", nil, nil); err != nil {
+	if err := r.Pull(t.Context(), Order{Reference: b.images["base"]}); err != nil {
 		t.Fatal(err)
 	}
 	s := b.spec("base")
@@ -273,7 +273,7 @@ func TestAdminsContainerd(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := r.Pull(t.Context(), b.images["base"], "", nil, nil); err != nil {
+	if err := r.Pull(t.Context(), Order{Reference: b.images["base"]}); err != nil {
 		t.Fatal(err)
 	}
 	s := b.spec("base")

@@ -144,7 +144,7 @@ func (b *bench) open() error {
 		return err
 	}
 	for _, ref := range b.images {
-		if err := b.runtime.Pull(ctx, ref, "", nil, nil); err != nil {
+		if err := b.runtime.Pull(ctx, Order{Reference: ref}); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,8 @@ package containerd
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +25,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/image/auth"
 )
 
 const (
@@ -34,50 +37,103 @@ const (
 	maxConfigList = 1024
 )
 
+// An Order is an image that is wanted.
+type Order struct {
+	Reference string // by digest
+	Platform  string // "" is this host's
+	Login     auth.Login
+	// Customer is whom it is for: pulls are shared out fairly between customers.
+	Customer string
+	Progress func(line string) // may be nil
+}
+
 // Pull makes the image present and unpacked. It goes to the registry only for
 // what is not here yet: whether the caller may have the image is decided by
 // image.Resolver, whose answer the reference is. Concurrent pulls of one
-// reference are one. What is pulled stays until it is removed from containerd;
-// what a container stands on cannot be.
-func (r *Runtime) Pull(ctx context.Context, reference, platform string, creds func(host string) (user, password string, ok bool), progress func(line string)) error {
-	if !byDigest.MatchString(reference) {
-		return fmt.Errorf("pull %q: want a reference by sha256 digest", reference)
-	}
-	if platform == "" {
-		platform = platforms.DefaultString()
-	}
-	want, err := platforms.Parse(platform)
+// reference are one, and so are those of one layer from one registry. What is
+// pulled stays until Collect takes it.
+func (r *Runtime) Pull(ctx context.Context, o Order) error {
+	p, err := r.newPull(o)
 	if err != nil {
-		return fmt.Errorf("pull %s: platform %q: %w", reference, platform, err)
+		return fmt.Errorf("pull %q: %w", o.Reference, err)
 	}
-	if progress == nil {
-		progress = func(string) {}
-	}
-	p := pull{runtime: r, reference: reference, matcher: platforms.Only(want), creds: creds}
-	joined, err := r.pulls.do(ctx, reference+" "+platform, progress, p.run)
+	key := o.Reference + " " + o.Platform
+	joined, err := r.pulls.do(ctx, key, p.say, p.run)
 	if err != nil && joined && ctx.Err() == nil {
 		// The other's credentials may be at fault; ours may be better.
-		_, err = r.pulls.do(ctx, reference+" "+platform, progress, p.run)
+		_, err = r.pulls.do(ctx, key, p.say, p.run)
+	}
+	if err == nil {
+		err = r.touch(ctx, o.Reference)
 	}
 	if err != nil {
-		return fmt.Errorf("pull %s: %w", reference, err)
+		return fmt.Errorf("pull %s: %w", o.Reference, err)
 	}
 	return nil
+}
+
+// Present reports whether an image is here and unpacked.
+func (r *Runtime) Present(ctx context.Context, reference string) (bool, error) {
+	return (&pull{runtime: r, reference: reference}).present(ctx)
 }
 
 // A pull is one image on its way.
 type pull struct {
 	runtime   *Runtime
 	reference string
+	registry  string
 	matcher   platforms.MatchComparer
-	creds     func(host string) (user, password string, ok bool)
+	login     auth.Login
+	customer  string
+	say       func(line string)
 }
 
-func (p pull) run(ctx context.Context, say func(string)) error {
+func (r *Runtime) newPull(o Order) (*pull, error) {
+	if !byDigest.MatchString(o.Reference) {
+		return nil, errors.New("want a reference by sha256 digest")
+	}
+	if o.Platform == "" {
+		o.Platform = platforms.DefaultString()
+	}
+	want, err := platforms.Parse(o.Platform)
+	if err != nil {
+		return nil, fmt.Errorf("platform %q: %w", o.Platform, err)
+	}
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	registry, _, _ := strings.Cut(o.Reference, "/")
+	return &pull{
+		runtime: r, reference: o.Reference, registry: registry, matcher: platforms.Only(want),
+		login: o.Login, customer: o.Customer, say: o.Progress,
+	}, nil
+}
+
+func (p *pull) run(ctx context.Context, say func(string)) error {
 	there, err := p.present(ctx)
 	if there || err != nil {
 		return err
 	}
+	leave, err := p.runtime.queue.enter(ctx, p.customer, say)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	p.runtime.makeRoom(ctx)
+	defer p.runtime.grown()
+	if err := p.fetch(ctx, say); err != nil {
+		return err
+	}
+	if there, err := p.present(ctx); there || err != nil {
+		return err
+	}
+	// A layer that was here when the pull passed it has been collected with
+	// another image since.
+	return p.fetch(ctx, say)
+}
+
+// fetch gets what is missing, and unpacks it.
+func (p *pull) fetch(ctx context.Context, say func(string)) error {
 	resolver, err := p.resolver()
 	if err != nil {
 		return err
@@ -89,17 +145,41 @@ func (p pull) run(ctx context.Context, say func(string)) error {
 		defer close(ended)
 		t.tick(ticks, p.runtime.client.ContentStore())
 	}()
-	_, err = p.runtime.client.Pull(hush(ctx), p.reference,
+	_, err = p.runtime.client.Pull(p.apart(hush(ctx)), p.reference,
 		client.WithResolver(resolver),
 		client.WithPlatformMatcher(p.matcher),
 		client.WithPullUnpack,
 		client.WithPullSnapshotter(snapshotter),
 		client.WithMaxConcurrentDownloads(layersAtOnce),
 		client.WithImageHandlerWrapper(t.watch),
+		client.WithUnpackOpts([]client.UnpackOpt{
+			client.WithUnpackDuplicationSuppressor(registryLocks{&p.runtime.unpacking, p.registry}),
+		}),
 	)
 	stop()
 	<-ended
 	return err
+}
+
+// apart has downloads from different registries go on side by side even where
+// they are of one blob: a registry that stalls must hold up its own customers
+// alone. Of one registry a blob is fetched once.
+func (p *pull) apart(ctx context.Context) context.Context {
+	sum := sha256.Sum256([]byte(p.registry))
+	registry := hex.EncodeToString(sum[:8])
+	for kind, types := range map[string][]string{
+		"manifest": {images.MediaTypeDockerSchema2Manifest, ocispec.MediaTypeImageManifest},
+		"config":   {images.MediaTypeDockerSchema2Config, ocispec.MediaTypeImageConfig},
+		"layer": {
+			images.MediaTypeDockerSchema2Layer, images.MediaTypeDockerSchema2LayerGzip, images.MediaTypeDockerSchema2LayerZstd,
+			ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd,
+		},
+	} {
+		for _, t := range types {
+			ctx = remotes.WithMediaTypeKeyPrefix(ctx, t, registry+"-"+kind)
+		}
+	}
+	return ctx
 }
 
 // hush keeps the client library from writing to standard error on its own: what
@@ -111,7 +191,7 @@ func hush(ctx context.Context) context.Context {
 }
 
 // present reports whether the image is here and unpacked.
-func (p pull) present(ctx context.Context) (bool, error) {
+func (p *pull) present(ctx context.Context) (bool, error) {
 	img, err := p.runtime.client.GetImage(ctx, p.reference)
 	if errdefs.IsNotFound(err) {
 		return false, nil
@@ -128,7 +208,7 @@ func (p pull) present(ctx context.Context) (bool, error) {
 
 // resolver reaches registries as package image does, with the same limits on
 // addresses.
-func (p pull) resolver() (remotes.Resolver, error) {
+func (p *pull) resolver() (remotes.Resolver, error) {
 	transport, err := p.runtime.policy().Transport()
 	if err != nil {
 		return nil, err
@@ -136,16 +216,15 @@ func (p pull) resolver() (remotes.Resolver, error) {
 	hc := &http.Client{Transport: transport}
 	auth := docker.NewDockerAuthorizer(docker.WithAuthClient(hc), docker.WithAuthCreds(func(host string) (string, string, error) {
 		if host == "registry-1.docker.io" {
-			host = "docker.io"
+			host = auth.DockerHub
 		}
-		if p.creds == nil {
-			return "", "", nil
+		if host != p.registry {
+			return "", "", nil // a mirror, or where the registry has sent us
 		}
-		user, password, ok := p.creds(host)
-		if !ok {
-			return "", "", nil
+		if p.login.IdentityToken != "" {
+			return "", p.login.IdentityToken, nil
 		}
-		return user, password, nil
+		return p.login.User, p.login.Password, nil
 	}))
 	return docker.NewResolver(docker.ResolverOptions{
 		Hosts: docker.ConfigureDefaultRegistries(

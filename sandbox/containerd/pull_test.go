@@ -19,6 +19,7 @@ import (
 
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd/initproto"
+	"hallmark.build/sandbox/image/auth"
 )
 
 func TestImageConfig(t *testing.T) {
@@ -42,7 +43,7 @@ func TestMalformedImageIsTheJobsFault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.runtime.Pull(t.Context(), ref, "", nil, nil); err != nil {
+	if err := b.runtime.Pull(t.Context(), Order{Reference: ref}); err != nil {
 		t.Fatal(err)
 	}
 	_, err = b.runtime.ImageConfig(t.Context(), ref)
@@ -139,11 +140,9 @@ func TestPull(t *testing.T) {
 	ref = host + "/" + rest
 	b.runtime.cfg.PlainHTTP = append(b.runtime.cfg.PlainHTTP, host)
 
-	creds := func(password string) func(string) (string, string, bool) {
-		return func(h string) (string, string, bool) { return "ci", password, h == host }
-	}
-	for name, c := range map[string]func(string) (string, string, bool){"none": nil, "wrong": creds("wrong")} {
-		if err := b.runtime.Pull(t.Context(), ref, "", c, nil); err == nil {
+	login := func(password string) auth.Login { return auth.Login{User: "ci", Password: password} }
+	for name, c := range map[string]auth.Login{"none": {}, "wrong": login("wrong")} {
+		if err := b.runtime.Pull(t.Context(), Order{Reference: ref, Login: c}); err == nil {
 			t.Errorf("credentials %s: pulled", name)
 		}
 	}
@@ -151,12 +150,12 @@ func TestPull(t *testing.T) {
 	var lines [3]atomic.Int32
 	for i := range lines {
 		wg.Go(func() {
-			err := b.runtime.Pull(t.Context(), ref, "", creds("right"), func(line string) {
+			err := b.runtime.Pull(t.Context(), Order{Reference: ref, Login: login("right"), Progress: func(line string) {
 				if !strings.HasPrefix(line, "layer 1 of 1: ") {
 					t.Errorf("%q", line)
 				}
 				lines[i].Add(1)
-			})
+			}})
 			if err != nil {
 				t.Error(err)
 			}
@@ -183,15 +182,15 @@ func TestPull(t *testing.T) {
 		t.Errorf("%d blobs were fetched", n)
 	}
 	// What is here is not asked for again.
-	if err := b.runtime.Pull(t.Context(), ref, "", nil, func(line string) { t.Errorf("said %q", line) }); err != nil {
+	if err := b.runtime.Pull(t.Context(), Order{Reference: ref, Progress: func(line string) { t.Errorf("said %q", line) }}); err != nil {
 		t.Error(err)
 	}
 	for _, bad := range []string{host + "/test/pulled:latest", "", "a@sha256:00", host + "/test/pulled@sha256:" + strings.Repeat("0", 64)} {
-		if err := b.runtime.Pull(t.Context(), bad, "", creds("right"), nil); err == nil {
+		if err := b.runtime.Pull(t.Context(), Order{Reference: bad, Login: login("right")}); err == nil {
 			t.Errorf("pulled %q", bad)
 		}
 	}
-	if err := b.runtime.Pull(t.Context(), ref, "no/such/platform/at/all", nil, nil); err == nil {
+	if err := b.runtime.Pull(t.Context(), Order{Reference: ref, Platform: "no/such/platform/at/all"}); err == nil {
 		t.Error("pulled for no platform")
 	}
 }
@@ -221,11 +220,11 @@ func TestPullDistrusts(t *testing.T) {
 	defer srv.Close()
 	host := strings.TrimPrefix(srv.URL, "http://")
 	_, rest, _ := strings.Cut(ref, "/")
-	if err := b.runtime.Pull(t.Context(), host+"/"+rest, "", nil, nil); err == nil || !strings.Contains(err.Error(), "host or its link") {
+	if err := b.runtime.Pull(t.Context(), Order{Reference: host + "/" + rest}); err == nil || !strings.Contains(err.Error(), "host or its link") {
 		t.Errorf("an address of the host that nobody allowed: %v", err)
 	}
 	b.runtime.cfg.PlainHTTP = append(b.runtime.cfg.PlainHTTP, host)
-	if err := b.runtime.Pull(t.Context(), host+"/"+rest, "", nil, nil); err == nil {
+	if err := b.runtime.Pull(t.Context(), Order{Reference: host + "/" + rest}); err == nil {
 		t.Error("pulled forged bytes")
 	}
 	if _, err := b.runtime.ImageConfig(t.Context(), host+"/"+rest); err == nil {

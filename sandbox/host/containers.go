@@ -23,17 +23,10 @@ func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) er
 	if err != nil {
 		return fmt.Errorf("helper image: %s", err)
 	}
-	j.entrypoint = config.Entrypoint
-	if e := j.payload.Image.Entrypoint; e != nil {
-		j.entrypoint = e
+	if j.user, j.entrypoint, err = h.identity(j, config); err != nil {
+		return err
 	}
-	if len(j.entrypoint) == 1 && j.entrypoint[0] == "" {
-		j.entrypoint = nil // `entrypoint: [""]` is how a job says none
-	}
-	j.user = config.User
-	if u := j.payload.Image.ExecutorOpts.Docker.User; u != "" {
-		j.user = u
-	}
+	j.workDir = config.WorkingDir
 	j.env[sandbox.Build] = environment(config.Env, "")
 	j.env[sandbox.Helper] = environment(helperConfig.Env, "/tmp")
 	mounts, err := j.mounts()

@@ -118,7 +118,9 @@ func (c committer) variables(vars []executor.Variable) []record.Variable {
 	out := make([]record.Variable, 0, len(vars))
 	for _, v := range vars {
 		r := record.Variable{Name: v.Key, Public: v.Public, Masked: v.Masked, File: v.File, Raw: v.Raw}
-		if v.Public && !v.Masked {
+		// GitLab calls public what stands in .gitlab-ci.yml. Logins are not for
+		// publishing wherever they stand.
+		if v.Public && !v.Masked && v.Key != fromVariable {
 			r.Value = &v.Value
 		} else {
 			r.Commitment = c.to(v.Key, v.Value)

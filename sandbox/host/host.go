@@ -55,6 +55,7 @@ import (
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/image"
+	"hallmark.build/sandbox/image/shelf"
 	"hallmark.build/sandbox/policy"
 	"hallmark.build/sandbox/record"
 )
@@ -77,6 +78,7 @@ type Config struct {
 	// Spool lets a job end although the authority does not answer, and closes
 	// its record later. False fails such a job.
 	Spool        bool
+	Images       ImageRules
 	StopGrace    time.Duration // from SIGTERM to SIGKILL for a canceled stage
 	Limits       sandbox.Limits
 	FirstID      uint32
@@ -163,6 +165,7 @@ type Host struct {
 	cfg       Config
 	runtime   *containerd.Runtime
 	images    *image.Resolver
+	shelf     *shelf.Shelf
 	authority Authority
 	log       *slog.Logger
 	ids       *idPool
@@ -186,6 +189,10 @@ func New(ctx context.Context, cfg Config, rt *containerd.Runtime, images *image.
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("host: %w", err)
 		}
+	}
+	var err error
+	if h.shelf, err = shelf.Open(h.shelfFile(), time.Now); err != nil {
+		log.Warn("what is known of images is lost: each is asked for once more", "error", err)
 	}
 	if err := h.sweep(ctx); err != nil {
 		return nil, err

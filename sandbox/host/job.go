@@ -11,6 +11,7 @@ import (
 	"hallmark.build/executor"
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/egress"
+	"hallmark.build/sandbox/image/auth"
 	"hallmark.build/sandbox/record"
 	"hallmark.build/sandbox/workspace"
 )
@@ -44,8 +45,11 @@ type job struct {
 	border     *egress.Border
 	containers containers
 	env        map[sandbox.Role][]string
-	entrypoint []string // of the build image
-	user       string   // of the build image or the job
+	entrypoint []string            // of the build image
+	user       string              // of the build image or the job
+	workDir    string              // of the build image; may be empty
+	holds      []func()            // release the images that the job runs on
+	ring       map[bool]*auth.Ring // logins for images: the host's own by true
 	sealed     bool
 	sourced    bool // source verified, or declared
 	results    results

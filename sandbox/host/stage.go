@@ -258,7 +258,9 @@ func (h *Host) process(j *job, stage sandbox.Stage, stdin, output *os.File) sand
 		Stdin: stdin, Stdout: output, Stderr: output, Grace: h.cfg.StopGrace,
 	}
 	if role == sandbox.Build {
-		p.Args, p.User = j.entrypoint, j.user
+		// The entrypoint starts where the image says; the script goes to the
+		// work tree by itself.
+		p.Args, p.User, p.Dir = j.entrypoint, j.user, j.workDir
 		return p
 	}
 	// As under the Docker executor, so that a build which does not run as root

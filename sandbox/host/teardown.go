@@ -49,6 +49,7 @@ func (h *Host) teardown(j *job) error {
 		return fmt.Errorf("teardown: %w", err)
 	}
 	j.gone = true
+	j.letGo()
 	if j.ids.Count > 0 {
 		h.ids.give(j.ids)
 	}

@@ -28,6 +28,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/image/auth"
 )
 
 // Limits on what a registry may answer.
@@ -63,10 +64,6 @@ type Image struct {
 	Bytes     int64 // of the layers, compressed
 }
 
-// Credentials finds the user and password for a registry, by its name in the
-// canonical form: docker.io for Docker Hub.
-type Credentials func(registry string) (user, password string, ok bool)
-
 // A Resolver asks registries what a name means. It is safe for concurrent use.
 type Resolver struct {
 	policy    Policy
@@ -85,22 +82,16 @@ func New(p Policy) *Resolver {
 }
 
 // Resolve asks the registry for name and picks the manifest for platform; an
-// empty platform is this host's. A *sandbox.UserError says that the name, its
+// empty platform is this host's. The login goes to the registry that the name
+// names, and to whom that registry sends for a token. A *sandbox.UserError says that the name, its
 // credentials or the policy is to blame; any other error is trouble between
 // here and the registry, and may pass.
-func (r *Resolver) Resolve(ctx context.Context, image, platform string, creds Credentials) (Image, error) {
-	n, err := Parse(image)
+func (r *Resolver) Resolve(ctx context.Context, image, platform string, login auth.Login) (Image, error) {
+	n, want, err := r.check(image, platform)
 	if err != nil {
 		return Image{}, err
 	}
-	want, err := parsePlatform(platform)
-	if err != nil {
-		return Image{}, err
-	}
-	if err := r.policy.allows(n); err != nil {
-		return Image{}, err
-	}
-	ask, err := r.client(n, creds)
+	ask, err := r.client(n, login)
 	if err != nil {
 		return Image{}, err
 	}
@@ -116,6 +107,51 @@ func (r *Resolver) Resolve(ctx context.Context, image, platform string, creds Cr
 		}
 	}
 	return ask.manifest(got, desc, want)
+}
+
+// check reads what was asked for, and holds it against the allow-list.
+func (r *Resolver) check(image, platform string) (Name, ocispec.Platform, error) {
+	n, err := Parse(image)
+	if err != nil {
+		return Name{}, ocispec.Platform{}, err
+	}
+	want, err := parsePlatform(platform)
+	if err != nil {
+		return Name{}, ocispec.Platform{}, err
+	}
+	return n, want, r.policy.allows(n)
+}
+
+// Canonical is the name, and the platform, under which an image is known that
+// may be asked for here. It asks no registry.
+func (r *Resolver) Canonical(image, platform string) (n Name, on string, err error) {
+	n, want, err := r.check(image, platform)
+	return n, platforms.Format(want), err
+}
+
+// Within is the Resolver under another allow-list.
+func (r *Resolver) Within(allowed []string) *Resolver {
+	other := *r
+	other.policy.Allowed = allowed
+	return &other
+}
+
+// Confirm asks the registry whether the login may have an image that Resolve
+// has found earlier. It is cheap: no content is fetched, and registries that
+// count pulls do not count it.
+func (r *Resolver) Confirm(ctx context.Context, img Image, login auth.Login) error {
+	n, err := Parse(img.Reference)
+	if err != nil {
+		return err
+	}
+	ask, err := r.client(n, login)
+	if err != nil {
+		return err
+	}
+	if _, err := ask.puller.Head(ctx, ask.ref); err != nil {
+		return ask.explain("manifest", err)
+	}
+	return nil
 }
 
 // allows applies the allow-list to a name.
@@ -173,18 +209,16 @@ type asker struct {
 	puller *remote.Puller
 }
 
-func (r *Resolver) client(n Name, creds Credentials) (*asker, error) {
+func (r *Resolver) client(n Name, login auth.Login) (*asker, error) {
 	t, err := r.transport()
 	if err != nil {
 		return nil, err
 	}
-	auth := authn.Anonymous
-	if creds != nil {
-		if user, password, ok := creds(n.Registry); ok {
-			auth = authn.FromConfig(authn.AuthConfig{Username: user, Password: password})
-		}
+	as := authn.Anonymous
+	if !login.Anonymous() {
+		as = authn.FromConfig(authn.AuthConfig{Username: login.User, Password: login.Password, IdentityToken: login.IdentityToken})
 	}
-	p, err := remote.NewPuller(remote.WithTransport(t), remote.WithAuth(auth), remote.WithUserAgent("hallmark"))
+	p, err := remote.NewPuller(remote.WithTransport(t), remote.WithAuth(as), remote.WithUserAgent("hallmark"))
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", n, err)
 	}
@@ -314,6 +348,18 @@ func (a *asker) explain(what string, err error) error {
 	return said
 }
 
+// Lasting reports whether an error is one that asking again does not change.
+func Lasting(err error) bool {
+	for _, known := range []error{errTooLarge, errPlain, errLocal, errSenseless} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
+}
+
+var errSenseless = errors.New("the registry's answer makes no sense")
+
 // redacted keeps what our own transport and the network say, and drops what a
 // parser may have quoted from the response.
 func redacted(err error) error {
@@ -329,5 +375,5 @@ func redacted(err error) error {
 	if errors.As(err, &n) {
 		return n
 	}
-	return errors.New("the registry's answer makes no sense")
+	return errSenseless
 }

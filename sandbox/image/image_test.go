@@ -26,6 +26,7 @@ import (
 
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/image"
+	"hallmark.build/sandbox/image/auth"
 )
 
 // shelf is a registry over plain HTTP with the images that the tests ask for.
@@ -133,7 +134,7 @@ func TestResolve(t *testing.T) {
 		{"/team/app@" + digest(t, s.amd), "linux/amd64", with(s.host+"/team/app@"+digest(t, s.amd), "")},
 		{"/team/app:tag@" + digest(t, s.idx), "linux/amd64", with(s.host+"/team/app@"+digest(t, s.idx), digest(t, s.idx))},
 	} {
-		got, err := r.Resolve(t.Context(), s.host+c.ask, c.platform, nil)
+		got, err := r.Resolve(t.Context(), s.host+c.ask, c.platform, auth.Login{})
 		if err != nil {
 			t.Errorf("%s: %v", c.ask, err)
 		}
@@ -141,7 +142,7 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%s: %s", c.ask, d)
 		}
 	}
-	got, err := r.Resolve(t.Context(), s.host+"/team/app:multi", "linux/arm64", nil)
+	got, err := r.Resolve(t.Context(), s.host+"/team/app:multi", "linux/arm64", auth.Login{})
 	if err != nil || got.Manifest != digest(t, s.arm) {
 		t.Errorf("arm64: %+v, %v", got, err)
 	}
@@ -212,7 +213,7 @@ func TestResolveRefusals(t *testing.T) {
 		{"CA file without certificate", image.Policy{PlainHTTP: all, CAFile: os.DevNull}, s.host + "/team/app:amd", "", false, "no certificate"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := image.New(c.policy).Resolve(t.Context(), c.image, c.platform, nil)
+			got, err := image.New(c.policy).Resolve(t.Context(), c.image, c.platform, auth.Login{})
 			if err == nil {
 				t.Fatalf("resolved to %+v", got)
 			}
@@ -240,7 +241,7 @@ func TestResolveCanceled(t *testing.T) {
 	s := newShelf(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := image.New(image.Policy{PlainHTTP: []string{s.host}}).Resolve(ctx, s.host+"/team/app:amd", "", nil)
+	_, err := image.New(image.Policy{PlainHTTP: []string{s.host}}).Resolve(ctx, s.host+"/team/app:amd", "", auth.Login{})
 	var user *sandbox.UserError
 	if err == nil || errors.As(err, &user) {
 		t.Errorf("got %v", err)
@@ -260,26 +261,25 @@ func TestCredentials(t *testing.T) {
 		})
 	})
 	r := image.New(image.Policy{PlainHTTP: []string{s.host}})
-	var asked []string
-	creds := func(host string) (string, string, bool) {
-		asked = append(asked, host)
-		return "ci", "pw", true
+	right := auth.Login{User: "ci", Password: "pw"}
+	img, err := r.Resolve(t.Context(), s.host+"/team/app:amd", "linux/amd64", right)
+	if err != nil {
+		t.Fatal(err)
 	}
-	// The wrapped registry shares the first one's content by its handler.
-	if _, err := r.Resolve(t.Context(), s.host+"/team/app:amd", "linux/amd64", creds); err != nil {
-		t.Error(err)
+	if err := r.Confirm(t.Context(), img, right); err != nil {
+		t.Errorf("what was resolved is not confirmed: %v", err)
 	}
-	if d := cmp.Diff([]string{s.host}, asked); d != "" {
-		t.Error(d)
-	}
-	for name, c := range map[string]image.Credentials{
-		"none":  nil,
-		"wrong": func(string) (string, string, bool) { return "ci", "wrong", true },
+	for name, c := range map[string]auth.Login{
+		"none":  {},
+		"wrong": {User: "ci", Password: "wrong"},
 	} {
 		_, err := r.Resolve(t.Context(), s.host+"/team/app:amd", "linux/amd64", c)
 		var user *sandbox.UserError
 		if !errors.As(err, &user) || !strings.Contains(user.Hint, "DOCKER_AUTH_CONFIG") {
 			t.Errorf("%s: %v", name, err)
+		}
+		if err := r.Confirm(t.Context(), img, c); !errors.As(err, &user) {
+			t.Errorf("%s: confirmed: %v", name, err)
 		}
 	}
 }
@@ -310,7 +310,7 @@ func TestOwnCA(t *testing.T) {
 		ca string
 		ok bool
 	}{{ca, true}, {"", false}} {
-		_, err := image.New(image.Policy{PlainHTTP: []string{host}, CAFile: c.ca}).Resolve(t.Context(), host+"/a/b:c", "linux/amd64", nil)
+		_, err := image.New(image.Policy{PlainHTTP: []string{host}, CAFile: c.ca}).Resolve(t.Context(), host+"/a/b:c", "linux/amd64", auth.Login{})
 		if (err == nil) != c.ok {
 			t.Errorf("ca %q: %v", c.ca, err)
 		}
