@@ -18,7 +18,7 @@ TESTS     ?= ./...
 FUZZTIME  ?= 5s
 # Packages of tests that want the machine for themselves, one after the other:
 # each runs a whole fleet of programs.
-ALONE     := hallmark.build/integration(/forgery|/interop|/sigstore)?
+ALONE     := hallmark.build/integration(/forgery|/interop|/parity|/sigstore)?
 
 export GOFLAGS := -buildvcs=false
 

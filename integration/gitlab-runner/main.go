@@ -1,6 +1,6 @@
 // Command gitlab-runner is GitLab Runner 19.4.0, built from its own packages
 // for the integration tests: its commands, network client, shells, the
-// executors custom and shell, and the helper commands that job scripts call.
+// executors custom, docker and shell, and the helper commands that job scripts call.
 //
 // Only the wiring is here. README.md says which modules are replaced by
 // stand-ins and what they cannot do.
@@ -18,6 +18,7 @@ import (
 	"gitlab.com/gitlab-org/gitlab-runner/common"
 	"gitlab.com/gitlab-org/gitlab-runner/executors"
 	"gitlab.com/gitlab-org/gitlab-runner/executors/custom"
+	"gitlab.com/gitlab-org/gitlab-runner/executors/docker"
 	"gitlab.com/gitlab-org/gitlab-runner/executors/shell"
 	clihelpers "gitlab.com/gitlab-org/gitlab-runner/helpers/cli"
 	"gitlab.com/gitlab-org/gitlab-runner/log"
@@ -52,6 +53,7 @@ func run(args []string) error {
 	}
 	providers := executors.NewProviderRegistry(map[string]common.ExecutorProvider{
 		"custom": custom.NewProvider("gitlab-runner"),
+		"docker": docker.NewProvider(),
 		"shell":  shell.NewProvider(self),
 	})
 	for _, p := range providers.All() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -17,6 +18,9 @@ const (
 	NoShell = "noshell" // a program and nothing else
 	User    = "user"    // busybox with a user, an entrypoint and a command of its own
 )
+
+// helperPackages are what the runner's scripts call.
+var helperPackages = []string{"bash", "ca-certificates", "git", "git-lfs"}
 
 // busybox is the host's static busybox, installed by the package of that name.
 const busybox = "/bin/busybox"
@@ -48,7 +52,7 @@ func Recipes(probe string) []Recipe {
 		shell = append(shell, File{Path: "/usr/bin/probe", Host: probe, Mode: 0o755})
 	}
 	entrypoint := File{Path: "/entrypoint.sh", Mode: 0o755, Data: []byte("#!/bin/sh\necho entrypoint was here\nexec \"$@\"\n")}
-	helper := Recipe{Name: Helper, Packages: []string{"bash", "ca-certificates", "git", "git-lfs"}}
+	helper := Recipe{Name: Helper, Packages: helperPackages}
 	return []Recipe{
 		helper,
 		{Name: Go, Base: &helper, Go: true, Env: []string{"GOTOOLCHAIN=local", "GOFLAGS=-buildvcs=false"}},
@@ -58,17 +62,31 @@ func Recipes(probe string) []Recipe {
 	}
 }
 
-// MakeAll makes all images, or only the named ones, and says on log what it took.
-func MakeAll(ctx context.Context, cache, probe string, log io.Writer, only ...string) (map[string]v1.Image, error) {
-	wanted := map[string]bool{}
-	for _, name := range only {
-		wanted[name] = true
+// DockerHelper is the image in which the runner's own docker executor runs the
+// scripts that it makes: the helper with the given gitlab-runner in it, under
+// the names that the executor calls.
+func DockerHelper(runner string) Recipe {
+	helper := Recipe{Name: Helper, Packages: helperPackages}
+	return Recipe{Name: "docker-helper", Base: &helper, Files: []File{
+		{Path: "/usr/bin/gitlab-runner-helper", Host: runner, Mode: 0o755},
+		{Path: "/usr/bin/gitlab-runner", Link: "gitlab-runner-helper"},
+		// What it makes must be writable for whatever user the job has.
+		{Path: "/usr/bin/gitlab-runner-build", Mode: 0o755, Data: []byte("#!/bin/sh\numask 0\nexec bash\n")},
+	}}
+}
+
+// Named are those of the recipes that have one of the names; none means all.
+func Named(recipes []Recipe, names ...string) []Recipe {
+	if len(names) == 0 {
+		return recipes
 	}
+	return slices.DeleteFunc(recipes, func(r Recipe) bool { return !slices.Contains(names, r.Name) })
+}
+
+// MakeAll makes images and says on log what it took.
+func MakeAll(ctx context.Context, cache string, recipes []Recipe, log io.Writer) (map[string]v1.Image, error) {
 	out := map[string]v1.Image{}
-	for _, r := range Recipes(probe) {
-		if len(only) > 0 && !wanted[r.Name] {
-			continue
-		}
+	for _, r := range recipes {
 		img, info, err := Make(ctx, cache, r, log)
 		if err != nil {
 			return nil, err

@@ -29,6 +29,10 @@ const scratchVariable = "HALLMARK_WORLD_SCRATCH"
 type Options struct {
 	// Images that are needed, by recipe; none means all.
 	Images []string
+	// More are images that are wanted besides.
+	More []images.Recipe
+	// Docker adds a Docker Engine and a runner with the docker executor.
+	Docker bool
 	// Log gets what is worth telling while the world is made. Default: stderr.
 	Log io.Writer
 	// Prepare, if set, is called outside, where the real network is, with the
@@ -37,6 +41,17 @@ type Options struct {
 	// Logs, if set, is a directory that the logs of all programs are left in.
 	Logs string
 }
+
+// recipes of the images that a world with these options has.
+func (o Options) recipes(root string) []images.Recipe {
+	out := append(images.Named(images.Recipes(probe(root)), o.Images...), o.More...)
+	if o.Docker {
+		out = append(out, images.DockerHelper(program(root, "gitlab-runner")))
+	}
+	return out
+}
+
+func probe(root string) string { return filepath.Join(root, ".cache", "bin", "probe") }
 
 // Main calls inside in a new world and returns what it returned. What stands
 // before the call of Main runs three times: outside, as process 1, and inside.
@@ -106,11 +121,15 @@ func prepare(opts Options, root string) error {
 		return err
 	}
 	defer unlock()
-	probe, err := buildProbe(root)
-	if err != nil {
+	if err := buildProbe(root); err != nil {
 		return err
 	}
-	if _, err := images.MakeAll(context.Background(), filepath.Join(root, ".cache", "images"), probe, opts.Log, opts.Images...); err != nil {
+	if opts.Docker {
+		if err := fetchDocker(root); err != nil {
+			return err
+		}
+	}
+	if _, err := images.MakeAll(context.Background(), filepath.Join(root, ".cache", "images"), opts.recipes(root), opts.Log); err != nil {
 		return err
 	}
 	if opts.Prepare != nil {
@@ -250,15 +269,15 @@ func checkPrograms(root string) error {
 
 // buildProbe makes the program that jobs try to get out with. It is there whole
 // or not at all.
-func buildProbe(root string) (string, error) {
-	file := filepath.Join(root, ".cache", "bin", "probe")
+func buildProbe(root string) error {
+	file := probe(root)
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", file+".new", "./integration/probe")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build probe: %w\n%s", err, out)
+		return fmt.Errorf("build probe: %w\n%s", err, out)
 	}
-	return file, os.Rename(file+".new", file)
+	return os.Rename(file+".new", file)
 }
 
 // until polls a condition; what is not so after the time is an error.

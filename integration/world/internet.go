@@ -166,3 +166,18 @@ func (n *internet) listenPacket(addr string) (c net.PacketConn, err error) {
 	})
 	return c, err
 }
+
+// routeBack tells the internet that a network lies behind the runner host.
+func (n *internet) routeBack(network string) error {
+	_, dst, err := net.ParseCIDR(network)
+	if err != nil {
+		return err
+	}
+	return n.inside(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Gw: net.ParseIP(hostAddr)})
+	})
+}

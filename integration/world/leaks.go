@@ -83,7 +83,7 @@ func session(name string) bool {
 // containerd that sandboxd keeps.
 func (w *World) strayProcesses() []string {
 	own := map[string]bool{"1": true, fmt.Sprint(os.Getpid()): true}
-	for _, d := range []*Daemon{w.Attestd, w.Sandboxd, w.Runner} {
+	for _, d := range []*Daemon{w.Attestd, w.Sandboxd, w.Dockerd, w.Runner} {
 		if d != nil {
 			own[fmt.Sprint(d.PID())] = true
 		}

@@ -48,6 +48,7 @@ type World struct {
 	Attestd  *Daemon
 	Sandboxd *Daemon
 	Runner   *Daemon
+	Dockerd  *Daemon // nil unless asked for
 
 	log          io.Writer
 	scratch      string // on a disk
@@ -84,8 +85,9 @@ func build(opts Options) (*World, error) {
 		func() error { return machine(scratch, root) },
 		names,
 		w.connect,
-		func() error { return w.pushImages(opts.Images) },
+		func() error { return w.pushImages(opts.recipes(root)) },
 		w.configure,
+		func() error { return w.addDocker(opts.Docker) },
 	} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, w.Close())
@@ -153,14 +155,14 @@ func (w *World) connect() (err error) {
 }
 
 // pushImages fills the registry from the cache.
-func (w *World) pushImages(only []string) error {
+func (w *World) pushImages(recipes []images.Recipe) error {
 	unlock, err := lock(w.Root)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	ctx := context.Background()
-	made, err := images.MakeAll(ctx, filepath.Join(w.Root, ".cache", "images"), filepath.Join(w.Root, ".cache", "bin", "probe"), io.Discard, only...)
+	made, err := images.MakeAll(ctx, filepath.Join(w.Root, ".cache", "images"), recipes, io.Discard)
 	if err != nil {
 		return err
 	}
@@ -190,7 +192,10 @@ func (w *World) Repository(project string) string {
 
 // Start runs all programs.
 func (w *World) Start() error {
-	for _, d := range []*Daemon{w.Attestd, w.Sandboxd, w.Runner} {
+	for _, d := range []*Daemon{w.Attestd, w.Sandboxd, w.Dockerd, w.Runner} {
+		if d == nil {
+			continue
+		}
 		if err := d.Start(); err != nil {
 			return err
 		}
@@ -201,7 +206,7 @@ func (w *World) Start() error {
 // Stop ends them in good order, the runner first.
 func (w *World) Stop() error {
 	var errs []error
-	for _, d := range []*Daemon{w.Runner, w.Sandboxd, w.Attestd} {
+	for _, d := range []*Daemon{w.Runner, w.Dockerd, w.Sandboxd, w.Attestd} {
 		if d != nil {
 			errs = append(errs, d.Stop())
 		}
@@ -234,7 +239,7 @@ func (w *World) Program(ctx context.Context, name string, args ...string) (stdou
 // Logs is the end of what every program has said, for a failing test.
 func (w *World) Logs() string {
 	var b strings.Builder
-	for _, d := range []*Daemon{w.Attestd, w.Sandboxd, w.Runner} {
+	for _, d := range []*Daemon{w.Attestd, w.Sandboxd, w.Dockerd, w.Runner} {
 		if d != nil {
 			b.WriteString(tail(d.log) + "\n")
 		}
@@ -258,7 +263,7 @@ func (w *World) Close() error {
 		errs = append(errs, c())
 	}
 	w.closers = nil
-	for _, dir := range []string{"/var/lib/hallmark", "/var/lib/hallmark-attestd", "/var/lib/gitlab-runner", "/usr/lib/hallmark"} {
+	for _, dir := range []string{"/var/lib/hallmark", "/var/lib/hallmark-attestd", "/var/lib/gitlab-runner", "/usr/lib/hallmark", dockerRoot} {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", dir, err))
 		}
