@@ -23,10 +23,50 @@ type guarded struct {
 	excess  error
 }
 
-// frugal is the codec of protocol buffers, which also reads guarded messages.
+// An answer is a message of which is known when the transport has let go of it:
+// when it is written, or its stream has ended.
+type answer struct {
+	message any
+	gone    chan struct{}
+}
+
+func newAnswer(message any) *answer { return &answer{message: message, gone: make(chan struct{})} }
+
+// Get makes room for the answer's bytes: an answer is a [mem.BufferPool] of one buffer.
+func (a *answer) Get(size int) *[]byte {
+	b := make([]byte, size)
+	return &b
+}
+
+// Put is given the buffer back by whoever uses it last.
+func (a *answer) Put(*[]byte) { close(a.gone) }
+
+// frugal is the codec of protocol buffers, which also reads guarded messages and
+// writes answers.
 type frugal struct{ encoding.CodecV2 }
 
 func newFrugal() frugal { return frugal{encoding.GetCodecV2("proto")} }
+
+// Marshal puts an answer's bytes where it learns that they are gone. So few that gRPC
+// would not give them back are said to be gone at once: they fill no memory.
+func (f frugal) Marshal(v any) (mem.BufferSlice, error) {
+	a, ok := v.(*answer)
+	if !ok {
+		return f.CodecV2.Marshal(v)
+	}
+	data, err := f.CodecV2.Marshal(a.message)
+	if err != nil {
+		return nil, err
+	}
+	if mem.IsBelowBufferPoolingThreshold(data.Len()) {
+		close(a.gone)
+		return data, nil
+	}
+	defer data.Free()
+	buffer := a.Get(data.Len())
+	data.CopyTo(*buffer)
+	return mem.BufferSlice{mem.NewBuffer(buffer, a)}, nil
+}
 
 // Unmarshal counts a message's fields before anything is made of them.
 func (f frugal) Unmarshal(data mem.BufferSlice, v any) error {

@@ -174,6 +174,15 @@ func (f *fleet) recordOf(res *authoritypb.OpenResponse, job int64) [][]byte {
 
 // attest takes a job through its life, as a host.
 func (f *fleet) attest(ctx context.Context, stub authoritypb.AuthorityClient, job int64) (*authoritypb.CloseResponse, error) {
+	req, err := f.record(ctx, stub, job)
+	if err != nil {
+		return nil, err
+	}
+	return stub.Close(ctx, req)
+}
+
+// record opens an attempt and appends its record: what is left is to close it.
+func (f *fleet) record(ctx context.Context, stub authoritypb.AuthorityClient, job int64) (*authoritypb.CloseRequest, error) {
 	res, err := stub.Open(ctx, requestFor(job))
 	if err != nil {
 		return nil, err
@@ -187,7 +196,7 @@ func (f *fleet) attest(ctx context.Context, stub authoritypb.AuthorityClient, jo
 		}
 		head = sum.GetHead()
 	}
-	return stub.Close(ctx, &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: head})
+	return &authoritypb.CloseRequest{Attempt: res.GetAttempt(), Head: head}, nil
 }
 
 func TestJoin(t *testing.T) {

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"hallmark.build/attest/authority"
 	"hallmark.build/attest/authority/authoritypb"
@@ -104,6 +105,20 @@ func (r *raw) promise(stream uint32, size uint32) error {
 	return r.framer.WriteData(stream, false, head)
 }
 
+// ask makes a whole call.
+func (r *raw) ask(method string, req proto.Message) error {
+	stream, err := r.begin(method)
+	if err != nil {
+		return err
+	}
+	body, err := proto.Marshal(req)
+	if err != nil {
+		return err
+	}
+	head := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body)))
+	return r.framer.WriteData(stream, true, append(head, body...))
+}
+
 // ended waits until the other side has ended a call, and says with which code.
 func (r *raw) ended() (code string, err error) {
 	for {
@@ -137,7 +152,10 @@ func gone(c net.Conn) error {
 	return nil
 }
 
-const appendMethod = authoritypb.Authority_Append_FullMethodName
+const (
+	appendMethod = authoritypb.Authority_Append_FullMethodName
+	closeMethod  = authoritypb.Authority_Close_FullMethodName
+)
 
 // TestHalfOpen holds that connections which never speak keep nobody out, not even
 // from the same address.
@@ -233,6 +251,55 @@ func TestSlowWriters(t *testing.T) {
 	}
 	r.Close()
 	if _, err := f.attest(t.Context(), slow, 4243); err != nil {
+		t.Errorf("the host does not recover: %v", err)
+	}
+}
+
+// TestSlowReaders holds that calls whose answers are not read stay counted against
+// their host, until they are read or their connection ends.
+func TestSlowReaders(t *testing.T) {
+	f := newFleet(t, func(l *authority.Limits) { l.Calls = 6 })
+	slow, other := f.join("runner-1"), f.join("runner-2")
+	pair := slow.keyPair(t)
+	closing, err := f.record(t.Context(), slow, 4242)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := slow.Close(t.Context(), closing); err != nil {
+		t.Fatal(err)
+	}
+	r, err := f.raw(t.Context(), "127.0.0.1", []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}}, pair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for range 7 {
+		if err := r.ask(closeMethod, closing); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, err := r.ended(); err != nil || code != strconv.Itoa(int(codes.ResourceExhausted)) {
+		t.Fatalf("ended with code %q, %v", code, err)
+	}
+	stub := f.with(pair)
+	_, err = stub.Close(t.Context(), closing)
+	wantLimit(t, err, "CALLS_IN_FLIGHT", true, "6 calls of this host are in flight")
+	if _, err := f.attest(t.Context(), other, 4243); err != nil {
+		t.Error(err)
+	}
+	// What is read makes room again.
+	if err := r.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.framer.WriteWindowUpdate(0, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	for range 6 {
+		if code, err := r.ended(); err != nil || code != "0" {
+			t.Fatalf("ended with code %q, %v", code, err)
+		}
+	}
+	if _, err := f.attest(t.Context(), slow, 4244); err != nil {
 		t.Errorf("the host does not recover: %v", err)
 	}
 }

@@ -65,7 +65,8 @@ func (s *service) bounded(desc grpc.ServiceDesc) *grpc.ServiceDesc {
 }
 
 // call takes a call through its life: counted, its caller known, its request
-// read when there is room for it, answered when it is its host's turn.
+// read when there is room for it, answered when it is its host's turn, and counted
+// until its answer has been written.
 func (s *service) call(stream grpc.ServerStream, method string, handle func(context.Context, func(any) error) (any, error)) (err error) {
 	ctx, started := stream.Context(), time.Now()
 	var caller Caller
@@ -96,7 +97,22 @@ func (s *service) call(stream grpc.ServerStream, method string, handle func(cont
 	if err != nil {
 		return err
 	}
-	return stream.SendMsg(res)
+	room.leave() // who does not read takes nobody's turn
+	return send(stream, res)
+}
+
+// send answers, and waits until nothing of the answer lies here any more. gRPC
+// itself takes an answer in, however long nobody reads it.
+func send(stream grpc.ServerStream, res any) error {
+	a := newAnswer(res)
+	if err := stream.SendMsg(a); err != nil {
+		return err
+	}
+	select {
+	case <-a.gone:
+	case <-streamEnd(stream.Context()):
+	}
+	return nil
 }
 
 // room is what a call holds of what is shared.
@@ -143,11 +159,20 @@ func (r *room) leave() {
 	r.running.leave()
 }
 
-// withDeadline gives every call an end, from its first byte on.
+type streamEndKey struct{}
+
+// withDeadline gives every call an end, from its first byte on. An answer that is
+// on its way by then may still be read.
 func withDeadline(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	timed, cancel := context.WithTimeout(ctx, callTimeout)
 	context.AfterFunc(ctx, cancel)
-	return timed, nil
+	return context.WithValue(timed, streamEndKey{}, ctx.Done()), nil
+}
+
+// streamEnd is closed when the peer takes a call back, or its connection ends.
+func streamEnd(ctx context.Context) <-chan struct{} {
+	end, _ := ctx.Value(streamEndKey{}).(<-chan struct{})
+	return end
 }
 
 func hostLabel(c Caller, known bool) string {
