@@ -47,9 +47,16 @@ type fakeGitLab struct {
 	result  string           // that Closing was told
 	bad     map[string]error // of Check, by token
 	jobs    map[int64]error  // of Ended, by job
+	during  func()           // while Check is on its way
 }
 
 func (f *fakeGitLab) Check(_ context.Context, token string, _ gitlab.Facts) (gitlab.Confirmed, error) {
+	f.mu.Lock()
+	during := f.during
+	f.mu.Unlock()
+	if during != nil {
+		during()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, token)

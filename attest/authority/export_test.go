@@ -60,6 +60,9 @@ func RequestedKey(der []byte) (any, error) {
 	return req.PublicKey, nil
 }
 
+// MaxConnectionsOfHost is maxConnectionsOfHost.
+const MaxConnectionsOfHost = maxConnectionsOfHost
+
 // LockedPerHost is lockedPerHost.
 const LockedPerHost = lockedPerHost
 

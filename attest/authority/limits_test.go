@@ -106,17 +106,32 @@ func (r *raw) promise(stream uint32, size uint32) error {
 }
 
 // ask makes a whole call.
-func (r *raw) ask(method string, req proto.Message) error {
-	stream, err := r.begin(method)
-	if err != nil {
-		return err
+func (r *raw) ask(method string, req proto.Message) (stream uint32, err error) {
+	if stream, err = r.begin(method); err != nil {
+		return 0, err
 	}
 	body, err := proto.Marshal(req)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	head := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body)))
-	return r.framer.WriteData(stream, true, append(head, body...))
+	return stream, r.framer.WriteData(stream, true, append(head, body...))
+}
+
+// handled waits until the other side has handled what was sent so far.
+func (r *raw) handled() error {
+	if err := r.framer.WritePing(false, [8]byte{}); err != nil {
+		return err
+	}
+	for {
+		frame, err := r.framer.ReadFrame()
+		if err != nil {
+			return err
+		}
+		if ping, ok := frame.(*http2.PingFrame); ok && ping.IsAck() {
+			return nil
+		}
+	}
 }
 
 // ended waits until the other side has ended a call, and says with which code.
@@ -154,6 +169,7 @@ func gone(c net.Conn) error {
 
 const (
 	appendMethod = authoritypb.Authority_Append_FullMethodName
+	openMethod   = authoritypb.Authority_Open_FullMethodName
 	closeMethod  = authoritypb.Authority_Close_FullMethodName
 )
 
@@ -274,7 +290,7 @@ func TestSlowReaders(t *testing.T) {
 	}
 	defer r.Close()
 	for range 7 {
-		if err := r.ask(closeMethod, closing); err != nil {
+		if _, err := r.ask(closeMethod, closing); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -301,6 +317,73 @@ func TestSlowReaders(t *testing.T) {
 	}
 	if _, err := f.attest(t.Context(), slow, 4244); err != nil {
 		t.Errorf("the host does not recover: %v", err)
+	}
+}
+
+// TestTakenBack holds that a call which its host takes back stays counted for as
+// long as it is worked on.
+func TestTakenBack(t *testing.T) {
+	f := newFleet(t, func(l *authority.Limits) { l.Calls = 2 })
+	h := f.join("runner-1")
+	pair := h.keyPair(t)
+	arrived, release := make(chan struct{}), make(chan struct{})
+	f.gitlab.set(func(g *fakeGitLab) {
+		g.during = func() { arrived <- struct{}{}; <-release }
+	})
+	r, err := f.raw(t.Context(), "127.0.0.1", nil, pair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for job := range int64(2) {
+		stream, err := r.ask(openMethod, requestFor(job+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-arrived
+		if err := r.framer.WriteRSTStream(stream, http2.ErrCodeCancel); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.handled(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.with(pair).Open(t.Context(), requestFor(3))
+	wantLimit(t, err, "CALLS_IN_FLIGHT", true, "2 calls of this host are in flight")
+	f.gitlab.set(func(g *fakeGitLab) { g.during = nil })
+	close(release)
+	if _, err := f.attest(t.Context(), h, 4242); err != nil {
+		t.Errorf("the host does not recover: %v", err)
+	}
+}
+
+// TestUnfinishedHeaders holds that calls whose headers do not end take nothing of
+// anybody, and that a connection on which they go on is cut off.
+func TestUnfinishedHeaders(t *testing.T) {
+	f := newFleet(t, func(l *authority.Limits) { l.Calls = 1 })
+	h := f.join("runner-1")
+	pair := h.keyPair(t)
+	for range authority.MaxConnectionsOfHost {
+		r, err := f.raw(t.Context(), "127.0.0.1", nil, pair)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if err := r.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x83}}); err != nil { // :method POST
+			t.Fatal(err)
+		}
+	}
+	if _, err := f.attest(t.Context(), h, 4242); err != nil {
+		t.Error(err)
+	}
+	r, err := f.raw(t.Context(), "127.0.0.1", nil, pair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	_, _ = r.begin(appendMethod, hpack.HeaderField{Name: "x", Value: strings.Repeat("y", 1<<20)}) // cut off, perhaps, while it writes
+	if err := gone(r); err != nil {
+		t.Error(err)
 	}
 }
 
