@@ -357,6 +357,19 @@ func (c checker) rules(path string, rules []AllowRule) {
 	}
 }
 
+// gitRules are checked as others are, and have names apart from theirs: the
+// record tells rules by name alone.
+func (c checker) gitRules(path string, rules []GitRule, others []AllowRule) {
+	same := make([]AllowRule, len(rules))
+	for i, r := range rules {
+		same[i] = AllowRule{Name: r.Name, Host: r.Host, Ports: r.Ports, Paths: r.Paths}
+		if r.Name != "" && slices.ContainsFunc(others, func(o AllowRule) bool { return o.Name == r.Name }) {
+			c.doc.Report(at(path, i)+".name", "", "a rule of allow is called %q too", r.Name)
+		}
+	}
+	c.rules(path, same)
+}
+
 func (c checker) rule(path string, rule AllowRule) {
 	c.ruleName(path+".name", rule.Name)
 	c.ruleHost(path+".host", rule.Host)

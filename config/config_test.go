@@ -42,6 +42,7 @@ func TestSandboxdDefaults(t *testing.T) {
 			KeepBytes: 68719476736, KeepFor: 336 * time.Hour, MinFree: 2147483648},
 		Limits:    Limits{Memory: 4294967296, Pids: 4096, Tmpfs: 536870912, OpenFiles: 1048576},
 		IDs:       IDs{First: 200000000, Ranges: 1024},
+		Git:       Git{Submodules: "same-gitlab"},
 		Authority: Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
 		Digest:    digest([]byte(minimalSandboxd)),
 	}
@@ -126,6 +127,13 @@ paths = ["/a/"]
 [[allow]]
 name = "all"
 host = "*.example.org"
+[git]
+submodules = "off"
+[[git.allow]]
+name = "libs"
+host = "git.example.org"
+ports = [8443]
+paths = ["/acme"]
 [authority]
 socket = "/x"
 address = "attestd.example.com:8471"
@@ -153,6 +161,7 @@ unavailable = "spool"
 			{Name: "go", Host: "proxy.example.com", Ports: []int{443, 8443}, Methods: []string{"GET"}, Paths: []string{"/a/"}},
 			{Name: "all", Host: "*.example.org"},
 		},
+		Git:       Git{Submodules: "off", Allow: []GitRule{{Name: "libs", Host: "git.example.org", Ports: []int{8443}, Paths: []string{"/acme"}}}},
 		Authority: Authority{Socket: "/x", Address: "attestd.example.com:8471", Unavailable: "spool"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -165,11 +174,15 @@ func TestSandboxdRefuses(t *testing.T) {
 	for _, tt := range []struct{ line, want, hint string }{
 		{"sokcet = '/x'", `unknown key "sokcet"`, `did you mean "socket"?`},
 		{"Socket = '/x'", `unknown key "Socket"`, `did you mean "socket"?`},
-		{"Digest = 'x'", `unknown key "Digest"`, "known here: allow, authority, containerd, default_image, gitlab_ca, gitlab_runner, gitlab_url, " +
+		{"Digest = 'x'", `unknown key "Digest"`, "known here: allow, authority, containerd, default_image, git, gitlab_ca, gitlab_runner, gitlab_url, " +
 			"helper_image, ids, images, limits, run_dir, socket, socket_user, source_mismatch, state_dir, stop_grace, upstream_ca"},
 		{"[limit]", `unknown key "limit"`, `did you mean "limits"?`},
 		{"[limits]\nmemroy = '1GiB'", `unknown key "limits.memroy"`, `did you mean "limits.memory"?`},
 		{"[[allow]]\nname='a'\nhost='a.example.com'\nport=1", `unknown key "allow[0].port"`, `did you mean "allow[0].ports"?`},
+		{"[git]\nsubmodules = 'on'", `git.submodules: "on": want "same-gitlab" or "off"`, ""},
+		{"[[git.allow]]\nname='a'\nhost='a.example.com'\nmethods=['GET']", `unknown key "git.allow[0].methods"`, "known in git.allow[0]: host, name, paths, ports"},
+		{"[[git.allow]]\nname='a'\nhost='a.example.com'\n[[git.allow]]\nname='a'\nhost='b.example.com'", `git.allow[1].name: two rules are called "a"`, ""},
+		{"[[git.allow]]\nname='a'\nhost='a.example.com'\n[[allow]]\nname='a'\nhost='b.example.com'", `git.allow[0].name: a rule of allow is called "a" too`, ""},
 		{"socket = ''", "socket: must not be empty", "want an absolute path without . and .. parts"},
 		{"socket = 'run/x'", `socket: "run/x" is not a clean absolute path`, "want an absolute path without . and .. parts"},
 		{"socket = '/run/../x'", `socket: "/run/../x" is not a clean absolute path`, "want an absolute path without . and .. parts"},

@@ -64,6 +64,7 @@ type Sandboxd struct {
 	Limits     Limits      `toml:"limits"`
 	IDs        IDs         `toml:"ids"`
 	Allow      []AllowRule `toml:"allow"`
+	Git        Git         `toml:"git"`
 	Authority  Authority   `toml:"authority"`
 
 	// Digest is the SHA-256 of the file's bytes in lower-case hex.
@@ -184,6 +185,34 @@ type AllowRule struct {
 	Paths []string `toml:"paths"`
 }
 
+// Git says which repositories get_sources may read besides the job's own, for
+// submodules. It may never write to one. What was read is recorded, and so are
+// the objects that were asked for.
+type Git struct {
+	// Submodules opens other repositories: "same-gitlab" those of gitlab_url that
+	// the job's token opens, "off" none. Default "same-gitlab". A writer of this
+	// field can have jobs take in what other projects share with them, and the
+	// statement lists it.
+	Submodules string `toml:"submodules"`
+	// Allow opens repositories of other servers, under every profile.
+	Allow []GitRule `toml:"allow"`
+}
+
+// GitRule is one line of the list of repositories that submodules may come
+// from. A writer of these opens the network to get_sources, whose hooks the
+// tenant writes: for git's and Git LFS's requests that read, recorded.
+type GitRule struct {
+	// Name is what the record and the job log call the rule; required, unique
+	// among these rules and those of allow.
+	Name string `toml:"name"`
+	// Host is a name, or "*.example.com" for all names below it; required.
+	Host string `toml:"host"`
+	// Ports; default []: those that the dependency policy takes as standard.
+	Ports []int `toml:"ports"`
+	// Paths are prefixes of the repository's path; default []: every repository.
+	Paths []string `toml:"paths"`
+}
+
 // Authority says where evidence is sent.
 type Authority struct {
 	// Socket is the signing authority's unix socket. Default
@@ -217,6 +246,7 @@ func DefaultSandboxd() Sandboxd {
 			KeepBytes: 64 << 30, KeepFor: 14 * 24 * time.Hour, MinFree: 2 << 30},
 		Limits:    Limits{Memory: 4 << 30, Pids: 4096, Tmpfs: 512 << 20, OpenFiles: 1 << 20},
 		IDs:       IDs{First: 200_000_000, Ranges: 1024},
+		Git:       Git{Submodules: "same-gitlab"},
 		Authority: Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
 	}
 }
@@ -272,6 +302,8 @@ func (s *Sandboxd) check(c checker) {
 	s.Limits.check(c)
 	s.IDs.check(c)
 	c.rules("allow", s.Allow)
+	c.oneOf("git.submodules", s.Git.Submodules, "same-gitlab", "off")
+	c.gitRules("git.allow", s.Git.Allow, s.Allow)
 	c.socket("authority.socket", s.Authority.Socket)
 	if s.Authority.Address != "" {
 		c.listen("authority.address", s.Authority.Address)

@@ -162,6 +162,10 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 	for _, r := range c.Allow {
 		allow = append(allow, policy.Rule{Name: r.Name, Host: r.Host, Ports: r.Ports, Methods: r.Methods, Paths: r.Paths})
 	}
+	git := policy.Git{SameGitLab: c.Git.Submodules == "same-gitlab"}
+	for _, r := range c.Git.Allow {
+		git.Allow = append(git.Allow, policy.Rule{Name: r.Name, Host: r.Host, Ports: r.Ports, Paths: r.Paths})
+	}
 	return host.Config{
 		Users:    map[uint32]bool{0: true, uint32(uid): true},
 		StateDir: c.StateDir,
@@ -170,7 +174,7 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 		DeclareSource: c.SourceMismatch == "declare", Spool: c.Authority.Unavailable == "spool", StopGrace: c.StopGrace,
 		Limits: sandbox.Limits{MemoryBytes: c.Limits.Memory, CPUs: c.Limits.CPUs, Pids: c.Limits.Pids,
 			TmpfsBytes: c.Limits.Tmpfs, OpenFiles: c.Limits.OpenFiles},
-		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, ConfigDigest: c.Digest, Version: version,
+		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, Git: git, ConfigDigest: c.Digest, Version: version,
 	}, nil
 }
 

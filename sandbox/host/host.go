@@ -84,6 +84,7 @@ type Config struct {
 	FirstID      uint32
 	IDRanges     int
 	Allow        []policy.Rule
+	Git          policy.Git // repositories that submodules may come from
 	ConfigDigest string
 	Version      string
 }

@@ -177,7 +177,7 @@ func (h *Host) policyFor(j *job) policy.Policy {
 	for _, d := range j.payload.Dependencies {
 		deps = append(deps, d.ID)
 	}
-	pol := policy.Policy{Profile: j.profile,
+	pol := policy.Policy{Profile: j.profile, Git: h.cfg.Git,
 		Job: policy.Job{ID: j.payload.ID, GitLab: h.cfg.GitLab, Repository: repo, Dependencies: deps}}
 	if j.profile == sandbox.Firewalled {
 		pol.Allow = h.cfg.Allow

@@ -173,13 +173,14 @@ func (r Rule) covers(path string) bool {
 
 // helper decides for stages whose scripts GitLab Runner generates.
 func (p Policy) helper(r Request) Decision {
+	if r.Stage == sandbox.GetSources {
+		return p.source(r)
+	}
 	if !p.GitLabOrigin(r.Scheme, r.Host, r.Port) {
 		return Decision{Rule: RuleStage, Reason: fmt.Sprintf("stage %s reaches nothing but the configured GitLab", r.Stage),
-			Remedy: "submodules and caches on other hosts are not supported; check gitlab_url in sandboxd.toml if this is your GitLab"}
+			Remedy: "caches on other hosts are not supported; check gitlab_url in sandboxd.toml if this is your GitLab"}
 	}
 	switch {
-	case r.Stage == sandbox.GetSources:
-		return p.source(r)
 	case r.Stage == sandbox.DownloadArtifacts:
 		return p.download(r)
 	case r.Stage.Upload():
@@ -187,39 +188,6 @@ func (p Policy) helper(r Request) Decision {
 	}
 	return Decision{Rule: RuleStage, Reason: fmt.Sprintf("stage %s needs no network", r.Stage)}
 }
-
-// source lets get_sources read the job's own repository.
-func (p Policy) source(r Request) Decision {
-	refuse := Decision{Rule: RuleStage, Reason: "get_sources may only read the job's own repository",
-		Remedy: "other repositories, submodules among them, cannot be fetched here; vendor what the build needs"}
-	repo, err := originOf(p.Job.Repository)
-	if err != nil || !p.GitLabOrigin(repo.scheme, repo.host, repo.port) {
-		return refuse
-	}
-	path, ok := strings.CutPrefix(r.Path, strings.TrimSuffix(rooted(p.Job.Repository), ".git")+".git/")
-	if !ok || rooted(p.Job.Repository) == "/" {
-		return refuse
-	}
-	if r.Method == "GET" && path == "info/refs" && r.RawQuery == "service=git-upload-pack" {
-		return Decision{Allow: true, Rule: RuleSource}
-	}
-	if r.Method == "POST" && path == "git-upload-pack" && r.RawQuery == "" {
-		return Decision{Allow: true, Rule: RuleSource}
-	}
-	if r.Method == "POST" && path == "info/lfs/objects/batch" && r.RawQuery == "" {
-		return Decision{Allow: true, Rule: RuleLFS}
-	}
-	if oid, ok := strings.CutPrefix(path, "gitlab-lfs/objects/"); ok && r.Method == "GET" && lfsObject.MatchString(oid) && r.RawQuery == "" {
-		return Decision{Allow: true, Rule: RuleLFS, Follow: true}
-	}
-	return refuse
-}
-
-// rooted is a URL's escaped path with its first slash, which url.URL lets be
-// implied.
-func rooted(u *url.URL) string { return "/" + strings.TrimPrefix(u.EscapedPath(), "/") }
-
-var lfsObject = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // download lets download_artifacts fetch what the payload names.
 func (p Policy) download(r Request) Decision {

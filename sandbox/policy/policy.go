@@ -7,10 +7,11 @@
 // # Who may do what
 //
 // The helper's stages run GitLab's own scripts, and each of them needs exactly
-// one thing of GitLab: get_sources the job's own repository (read only, with
-// its LFS objects), download_artifacts the artifacts of the jobs that the
+// one thing: get_sources the job's own repository (read only, with its LFS
+// objects) and those that its submodules may lie in ([Git]), download_artifacts the artifacts of the jobs that the
 // payload names, upload_artifacts_* the job's own artifacts endpoint. They get
-// that, on the configured origin by scheme, host and port, and nothing else.
+// that, on the configured origin by scheme, host and port, and nothing else but
+// repositories that the admin's rules for git list.
 //
 // Tenant stages reach nothing under the hermetic profile, and under the
 // firewalled profile what the admin's rules list. No rule can open what follows
@@ -156,6 +157,7 @@ type Job struct {
 type Policy struct {
 	Profile sandbox.Profile
 	Allow   []Rule
+	Git     Git
 	Job     Job
 }
 
@@ -171,12 +173,13 @@ type canonicalRule struct {
 // Digest names the profile and its rules, not the job: the lower-case hex
 // SHA-256 of their canonical JSON, with defaults filled in and lists sorted.
 // Rules stay in order, because the first that matches gives its name. Rules of
-// a hermetic profile have no effect and are not counted.
+// a hermetic profile have no effect and are not counted; those for git have.
 func (p Policy) Digest() string {
 	form := struct {
 		Profile sandbox.Profile `json:"profile"`
 		Allow   []canonicalRule `json:"allow"`
-	}{Profile: p.Profile, Allow: []canonicalRule{}}
+		Git     any             `json:"git"`
+	}{Profile: p.Profile, Allow: []canonicalRule{}, Git: p.Git.canonical()}
 	if p.Profile == sandbox.Firewalled {
 		for _, r := range p.Allow {
 			form.Allow = append(form.Allow, r.canonical())
