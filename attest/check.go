@@ -460,6 +460,11 @@ func (c *checker) addSource(e record.Entry) *Refusal {
 		return refuse(e, NumberTooLarge, "files or bytes of the work tree")
 	case s.Tree != "" && !isHex(s.Tree, digits) || s.Found != "" && !isHex(s.Found, digits):
 		return refuse(e, Malformed, "tree is not %s", s.Format)
+	case s.Converted < 0 || s.Converted > s.Files:
+		return refuse(e, Malformed, "number of converted files")
+	}
+	if r := checkSubmodules(e, s, digits); r != nil {
+		return r
 	}
 	switch {
 	case s.Outcome == sourceMatch && s.Tree != "" && (s.Found == "" || s.Found == s.Tree) && len(s.Differs) == 0:
@@ -469,6 +474,22 @@ func (c *checker) addSource(e record.Entry) *Refusal {
 	}
 	c.verified = true
 	c.source = &s
+	return nil
+}
+
+func checkSubmodules(e record.Entry, s record.Source, digits int) *Refusal {
+	before := ""
+	for _, m := range s.Submodules {
+		if m.Path <= before || !isHex(m.Commit, digits) || !isHex(m.Tree, digits) {
+			return refuse(e, Malformed, "submodule %q: path, commit or tree", m.Path)
+		}
+		if m.URL != "" {
+			if _, r := address(e, m.URL); r != nil {
+				return r
+			}
+		}
+		before = m.Path
+	}
 	return nil
 }
 

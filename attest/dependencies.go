@@ -12,28 +12,6 @@ import (
 	"hallmark.build/sandbox/record"
 )
 
-// folded are exchanges that byproducts stand for.
-type folded struct {
-	git   []fetch // the source commit stands for them
-	other []fetch // no byte of a body crossed: HEAD, not modified, no answer
-}
-
-// sortFetches says which exchanges are dependencies.
-func sortFetches(s *story) (listed []fetch, rest folded) {
-	match := s.source != nil && s.source.Outcome == sourceMatch
-	for _, f := range s.fetches {
-		switch {
-		case !f.brought():
-			rest.other = append(rest.other, f)
-		case match && f.Stage == "get_sources" && gitExchange(f.url, s.opened.Job.SourceURI) && f.only(s.source.Commit):
-			rest.git = append(rest.git, f)
-		default:
-			listed = append(listed, f)
-		}
-	}
-	return listed, rest
-}
-
 // brought reports whether the exchange is an input. Whatever its status and
 // however it ended, a body that crossed the border may have been used: a client
 // that hangs up before the last byte has all the others.
@@ -43,75 +21,15 @@ func (f fetch) brought() bool {
 
 func (f fetch) answered() bool { return f.Status >= 200 && f.Status <= 299 }
 
-// only reports whether git was asked for no object but the commit. A pack with
-// others is an input of its own: the job can read them in .git. A request that
-// could not be read may have asked for anything.
-func (f fetch) only(commit string) bool {
-	if strings.HasSuffix(f.url.Path, "/info/refs") {
-		return true
-	}
-	return f.Git != nil && !slices.ContainsFunc(f.Git.Wants, func(id string) bool { return id != commit })
-}
-
-// gitExchange reports whether u speaks git's fetch protocol with the given
-// repository, and with no other.
-func gitExchange(u *url.URL, repository string) bool {
-	repo, err := url.Parse(repository)
-	if err != nil || u.Scheme != repo.Scheme || hostPort(u) != hostPort(repo) {
-		return false
-	}
-	base := strings.TrimSuffix(strings.TrimSuffix(repo.Path, "/"), ".git")
-	rest, ok := strings.CutPrefix(u.Path, base)
-	rest = strings.TrimPrefix(rest, ".git")
-	switch {
-	case !ok:
-		return false
-	case rest == "/info/refs":
-		return u.RawQuery == "service=git-upload-pack"
-	}
-	return rest == "/git-upload-pack" && u.RawQuery == ""
-}
-
-func hostPort(u *url.URL) string {
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	return strings.ToLower(u.Hostname()) + ":" + port
-}
-
 func dependencies(s *story, listed []fetch) []resource {
 	out := []resource{}
 	out = append(out, sourceResources(s)...)
+	out = append(out, submoduleResources(submodules(s))...)
 	for _, im := range s.images {
 		out = append(out, imageResources(im)...)
 	}
 	out = append(out, cacheResources(s.caches)...)
 	return append(out, fetchResources(listed)...)
-}
-
-// sourceResources names the source only if it was found in the workspace. A
-// workspace that differs is named by its own tree, without the repository's
-// URL: who looks for the source must not find it.
-func sourceResources(s *story) []resource {
-	if s.source == nil {
-		return nil
-	}
-	switch {
-	case s.source.Outcome == sourceMatch:
-		return []resource{{
-			Name:   "source",
-			URI:    "git+" + s.opened.External.Source + "@" + s.opened.External.Ref,
-			Digest: map[string]string{"gitCommit": s.source.Commit, "gitTree": s.source.Tree},
-		}}
-	case s.source.Found != "":
-		return []resource{{
-			Name:        "workspace",
-			Digest:      map[string]string{"gitTree": s.source.Found},
-			Annotations: map[string]any{"source": s.source.Outcome},
-		}}
-	}
-	return nil
 }
 
 func imageResources(im record.Image) []resource {

@@ -114,6 +114,8 @@ type sourceOutcome struct {
 	Files   int64    `json:"files"`
 	Bytes   int64    `json:"bytes"`
 	Differs []string `json:"differs,omitempty"`
+	// Converted are files as .gitattributes has them in a work tree.
+	Converted int64 `json:"converted,omitempty"`
 }
 
 type partOf struct {
@@ -188,6 +190,6 @@ func sourceOf(s *story) sourceOutcome {
 	}
 	return sourceOutcome{
 		Outcome: s.source.Outcome, Commit: s.source.Commit, Tree: s.source.Tree, Found: s.source.Found,
-		Files: s.source.Files, Bytes: s.source.Bytes, Differs: s.source.Differs,
+		Files: s.source.Files, Bytes: s.source.Bytes, Differs: s.source.Differs, Converted: s.source.Converted,
 	}
 }

@@ -401,7 +401,7 @@ func (j *content) input(dep resourceText) (host string, allowed bool) {
 	switch {
 	case strings.HasPrefix(dep.URI, imagePrefix):
 		return "", true // images has judged it
-	case dep.URI == "" && dep.Digest["gitTree"] != "":
+	case dep.URI == "" && dep.Digest["gitTree"] != "" && dep.Digest["gitCommit"] == "":
 		return "", true // the workspace itself; source has judged it
 	case dep.URI == j.sourceURI():
 		return "", true // likewise

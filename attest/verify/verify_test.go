@@ -455,6 +455,10 @@ func TestEachCheckFailsAlone(t *testing.T) {
 		{name: "no input allowed", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = []`},
 		{name: "input by an odd scheme", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: dep(2, "ftp://proxy.example.com/mod.zip", "uri")},
 		{name: "input without a uri", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: dep(2, "", "uri")},
+		{name: "submodule of unknown origin", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: func(s map[string]any) {
+			dep(2, "", "uri")(s)
+			dep(2, map[string]any{"gitCommit": strings.Repeat("c", 40), "gitTree": strings.Repeat("d", 40)}, "digest")(s)
+		}},
 		{name: "input with a user", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: dep(2, "https://proxy.example.com@evil.example/", "uri")},
 		{name: "input on another port", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: dep(2, "https://proxy.example.com:8443/mod.zip", "uri")},
 		{name: "git input from elsewhere", check: "inputs", detail: "1 of 3 came from a host", policy: `allowed_input_hosts = "proxy.example.com"`, edit: dep(2, "git+https://evil.example/x.git", "uri")},

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"hallmark.build/sandbox/egress/git"
 	"hallmark.build/sandbox/policy"
 	"hallmark.build/sandbox/record"
 )
@@ -204,12 +205,20 @@ func (q *request) relay(resp *http.Response, fetch record.Fetch) bool {
 	if err := q.writeHead(resp, header, keep); err != nil {
 		return q.abandoned(fetch, "the client went away")
 	}
-	last, n, sum, incomplete := q.pump(resp.Body, w)
+	var answer git.Answer
+	from := io.Reader(resp.Body)
+	if asksGit(q.Request) {
+		from = io.TeeReader(from, &answer)
+	}
+	last, n, sum, incomplete := q.pump(from, w)
 	fetch.Bytes, fetch.SHA256 = n, sum
 	if incomplete != "" {
 		return q.abandoned(fetch, incomplete)
 	}
 	q.body.describe(&fetch)
+	if fetch.Git != nil {
+		fetch.Git.Pack = answer.Pack()
+	}
 	if q.p.side.b.append(record.Fetched, fetch) != nil {
 		cut(q.raw)
 		return false

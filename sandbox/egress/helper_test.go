@@ -69,7 +69,7 @@ func TestGetSources(t *testing.T) {
 	// What was asked for was read on its way, from the client's own bytes.
 	head, _ := git("-C", dst, "rev-parse", "HEAD")
 	fetches := of[record.Fetch](w.rec)
-	want := &record.GitRequest{Command: "fetch", Wants: []string{strings.TrimSpace(head)}}
+	want := &record.GitRequest{Command: "fetch", Wants: []string{strings.TrimSpace(head)}, Pack: true}
 	if diff := cmp.Diff(want, fetches[len(fetches)-1].Git); diff != "" {
 		t.Error(diff)
 	}

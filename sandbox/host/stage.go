@@ -287,7 +287,7 @@ func exitHint(e sandbox.Exit) string {
 // while nothing runs.
 func (h *Host) verifySource(ctx context.Context, j *job) error {
 	git := j.payload.Git
-	source, err := j.space.VerifySource(ctx, j.projectDir(), git.SHA, git.RepoObjectFormat)
+	source, err := j.space.VerifySource(ctx, j.projectDir(), git.SHA, git.RepoObjectFormat, jobFacts(j.payload).SourceURI)
 	if err != nil {
 		return fmt.Errorf("verify the source: %w", err)
 	}

@@ -270,6 +270,23 @@ type Source struct {
 	Bytes   int64    `json:"bytes"`
 	Differs []string `json:"differs,omitempty"` // the first few paths that differ
 	Detail  string   `json:"detail,omitempty"`
+	// Submodules are those that were checked out, sorted by path. Each was
+	// compared with the commit that its superproject's tree names.
+	Submodules []Submodule `json:"submodules,omitempty"`
+	// Converted are files that are equal to what the commit's own
+	// .gitattributes make of their blobs in a work tree.
+	Converted int64 `json:"converted,omitempty"`
+}
+
+// Submodule is one repository inside another's work tree.
+type Submodule struct {
+	Path   string `json:"path"` // below the project directory
+	Commit string `json:"commit"`
+	Tree   string `json:"tree"`
+	// URL is where .gitmodules of the superproject's commit says that it is:
+	// absolute, by https or http, without credentials. Empty where it says
+	// nothing that has such a form.
+	URL string `json:"url,omitempty"`
 }
 
 // Fetch is one exchange that the border let pass. It is durable before the
@@ -296,6 +313,9 @@ type Fetch struct {
 type GitRequest struct {
 	Command string   `json:"command"`         // "refs" or "fetch"
 	Wants   []string `json:"wants,omitempty"` // objects asked for, sorted
+	// Pack says that the answer carried a pack: the server had all objects
+	// that were wanted, for otherwise it sends none.
+	Pack bool `json:"pack,omitempty"`
 }
 
 // Block is one attempt to pass the border that was refused.

@@ -31,7 +31,7 @@ func BenchmarkVerifySource(b *testing.B) {
 			getSources(b, project, from, commit, format)
 			b.SetBytes(total)
 			for b.Loop() {
-				got, err := w.VerifySource(b.Context(), projectDir, commit, format)
+				got, err := w.VerifySource(b.Context(), projectDir, commit, format, "")
 				if err != nil || got.Outcome != outcomeMatch {
 					b.Fatalf("%+v, %v", got, err)
 				}

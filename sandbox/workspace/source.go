@@ -29,10 +29,11 @@ const (
 )
 
 // VerifySource compares the work tree at projectDir, a path in the container,
-// with the tree of the commit that GitLab asked for. No process of the attempt
-// may run. An error says that it could not be decided; a *sandbox.UserError
+// with the tree of the commit that GitLab asked for. repository is its URL,
+// without credentials: submodules may have theirs relative to it. No process of
+// the attempt may run. An error says that it could not be decided; a *sandbox.UserError
 // that the tree exceeds a limit.
-func (w *Workspace) VerifySource(ctx context.Context, projectDir, commit, format string) (record.Source, error) {
+func (w *Workspace) VerifySource(ctx context.Context, projectDir, commit, format, repository string) (record.Source, error) {
 	alg, err := parseAlgorithm(format)
 	if err != nil {
 		return record.Source{}, fmt.Errorf("workspace: source: %w", err)
@@ -59,7 +60,7 @@ func (w *Workspace) VerifySource(ctx context.Context, projectDir, commit, format
 		return record.Source{}, fmt.Errorf("workspace: source: %w", err)
 	}
 	defer project.Close()
-	if err := verify(ctx, alg, int(project.Fd()), id, &src); err != nil {
+	if err := verify(ctx, alg, int(project.Fd()), id, repository, &src); err != nil {
 		return record.Source{}, fmt.Errorf("workspace: source: %w", err)
 	}
 	return src, nil
@@ -72,7 +73,7 @@ func missing(err error) bool {
 		errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV)
 }
 
-func verify(ctx context.Context, alg algorithm, project int, commit objectID, src *record.Source) error {
+func verify(ctx context.Context, alg algorithm, project int, commit objectID, url string, src *record.Source) error {
 	top, counted, err := scan(ctx, alg, project)
 	if err != nil {
 		return err
@@ -98,13 +99,13 @@ func verify(ctx context.Context, alg algorithm, project int, commit objectID, sr
 		return nil
 	}
 	src.Tree = tree.String()
-	c := comparison{store: store, project: project}
+	c := comparison{store: store, project: project, super: &repository{tree: tree, url: url}}
 	if top.id != tree || top.impure {
 		if err := c.compare(ctx, top, tree, ""); err != nil && !errors.Is(err, errEnough) {
 			return err
 		}
 	}
-	src.Differs, src.Detail = c.differs, c.detail()
+	src.Differs, src.Detail, src.Submodules = c.differs, c.detail(), sorted(c.submodules)
 	if len(c.differs) > 0 {
 		src.Outcome = outcomeMismatch
 		return nil
@@ -123,7 +124,11 @@ type comparison struct {
 	store   *objectStore
 	project int
 	modules bool // their stores are open
+	super   *repository
 	differs []string
+
+	submodules []record.Submodule
+	names      int // bytes of theirs
 
 	lfs, checkedOut, leftOut int
 	more                     bool
@@ -312,6 +317,13 @@ func (c *comparison) submodule(ctx context.Context, e treeEntry, n *node, rel st
 		return c.differ("submodule", rel+": "+err.Error())
 	}
 	c.checkedOut++
+	inside := &repository{rel: rel, tree: tree, url: c.urlOf(ctx, rel)}
+	if err := c.note(record.Submodule{Path: show(rel), Commit: e.id.String(), Tree: tree.String(), URL: inside.url}); err != nil {
+		return err
+	}
+	outside := c.super
+	c.super = inside
+	defer func() { c.super = outside }()
 	return c.compare(ctx, withoutGit(n), tree, rel)
 }
 

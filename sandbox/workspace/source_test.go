@@ -84,7 +84,7 @@ func TestVerifySource(t *testing.T) {
 				if c.bend != nil {
 					c.bend(t, project, commit)
 				}
-				got, err := w.VerifySource(t.Context(), projectDir, commit, format)
+				got, err := w.VerifySource(t.Context(), projectDir, commit, format, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -225,7 +225,7 @@ func TestVerifySourceWithoutTrees(t *testing.T) {
 	project := w.host(projectDir)
 	getSources(t, project, from, commit, "sha1")
 	script(unpackAll+"echo x > new; rm -f $(object $(git rev-parse $commit^{tree}))")(t, project, commit)
-	got, err := w.VerifySource(t.Context(), projectDir, commit, "sha1")
+	got, err := w.VerifySource(t.Context(), projectDir, commit, "sha1", "")
 	if err != nil || got.Outcome != outcomeMismatch || len(got.Differs) != 1 || !strings.HasPrefix(got.Differs[0], "unknown ") {
 		t.Errorf("source %+v, %v", got, err)
 	}
@@ -273,7 +273,7 @@ func TestVerifySourceSubmodules(t *testing.T) {
 				if c.bend != nil {
 					c.bend(t, project, commit)
 				}
-				got, err := w.VerifySource(t.Context(), projectDir, commit, format)
+				got, err := w.VerifySource(t.Context(), projectDir, commit, format, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -322,7 +322,7 @@ func TestVerifySourceLFS(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			got, err := w.VerifySource(t.Context(), projectDir, commit, "")
+			got, err := w.VerifySource(t.Context(), projectDir, commit, "", "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -342,7 +342,7 @@ func TestVerifySourceRefusesTreesBeyondItsLimits(t *testing.T) {
 			w := newWorkspace(t)
 			mustMkdir(t, w.host(projectDir))
 			bend(t, w.host(projectDir))
-			_, err := w.VerifySource(t.Context(), projectDir, strings.Repeat("a", 40), "sha1")
+			_, err := w.VerifySource(t.Context(), projectDir, strings.Repeat("a", 40), "sha1", "")
 			var user *sandbox.UserError
 			if !errors.As(err, &user) || user.Hint == "" {
 				t.Errorf("VerifySource: %v, want an error of the job's with a hint", err)
@@ -356,7 +356,7 @@ func TestVerifySourceReadsDeepTrees(t *testing.T) {
 	w := newWorkspace(t)
 	mustMkdir(t, w.host(projectDir))
 	makeDeep(t, w.host(projectDir)+"/d", 900)
-	got, err := w.VerifySource(t.Context(), projectDir, strings.Repeat("a", 40), "sha1")
+	got, err := w.VerifySource(t.Context(), projectDir, strings.Repeat("a", 40), "sha1", "")
 	if err != nil || got.Files != 9 || got.Found == "" {
 		t.Errorf("source %+v, %v", got, err)
 	}
@@ -368,7 +368,7 @@ func TestVerifySourceDoesNotCrossMounts(t *testing.T) {
 	if err := unix.Mount("/etc", w.host(projectDir)+"/m", "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := w.VerifySource(t.Context(), projectDir, strings.Repeat("a", 40), "sha1"); err == nil {
+	if got, err := w.VerifySource(t.Context(), projectDir, strings.Repeat("a", 40), "sha1", ""); err == nil {
 		t.Errorf("source %+v, want an error", got)
 	}
 }
@@ -380,14 +380,14 @@ func TestVerifySourceRefusesItsArguments(t *testing.T) {
 		{"/etc", good, "sha1"}, {"/builds", good, "sha1"}, {projectDir, good[1:], "sha1"}, {projectDir, strings.ToUpper(good), "sha1"},
 		{projectDir, good, "sha256"}, {projectDir, good, "md5"}, {projectDir, "HEAD", "sha1"}, {projectDir, "", "sha1"}, {projectDir, good + "\n", "sha1"},
 	} {
-		if got, err := w.VerifySource(t.Context(), c[0], c[1], c[2]); err == nil {
+		if got, err := w.VerifySource(t.Context(), c[0], c[1], c[2], ""); err == nil {
 			t.Errorf("VerifySource(%q) = %+v", c, got)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	mustWrite(t, w.host(projectDir)+"/f", "x")
-	if _, err := w.VerifySource(ctx, projectDir, good, "sha1"); !errors.Is(err, context.Canceled) {
+	if _, err := w.VerifySource(ctx, projectDir, good, "sha1", ""); !errors.Is(err, context.Canceled) {
 		t.Errorf("a canceled context: %v", err)
 	}
 }

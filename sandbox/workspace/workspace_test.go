@@ -101,7 +101,7 @@ func TestCloseIsIdempotentAndWorksHalfBuilt(t *testing.T) {
 		}
 	}
 	w := &Workspace{dir: dir}
-	if _, err := w.VerifySource(t.Context(), projectDir, strings.Repeat("a", 40), "sha1"); err == nil {
+	if _, err := w.VerifySource(t.Context(), projectDir, strings.Repeat("a", 40), "sha1", ""); err == nil {
 		t.Error("a closed workspace verifies")
 	}
 	if _, err := w.Seal(t.Context(), projectDir); err == nil {
