@@ -91,6 +91,7 @@ default_image = "d"
 source_mismatch = "declare"
 upstream_ca = "/u"
 stop_grace = "1m"
+read_only_root = true
 [containerd]
 address = "/run/containerd/containerd.sock"
 bin_dir = "/bin"
@@ -147,7 +148,7 @@ unavailable = "spool"
 		Socket: "/s", SocketUser: "1000", StateDir: "/a", RunDir: "/b",
 		GitLabURL: &url.URL{Scheme: "http", Host: "127.0.0.1:8080", Path: "/gitlab"}, GitLabCA: "/ca",
 		GitLabRunner: "/gr", HelperImage: "h", DefaultImage: "d", SourceMismatch: "declare", UpstreamCA: "/u",
-		StopGrace:  time.Minute,
+		StopGrace: time.Minute, ReadOnlyRoot: true,
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", BinDir: "/bin"},
 		Images: Images{Allowed: []string{"registry.example.com/{a,b}/**"},
 			PlainHTTP: []string{"localhost:5000", "[::1]:5000", "127.0.0.1"}, CA: "/i",
@@ -175,7 +176,7 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"sokcet = '/x'", `unknown key "sokcet"`, `did you mean "socket"?`},
 		{"Socket = '/x'", `unknown key "Socket"`, `did you mean "socket"?`},
 		{"Digest = 'x'", `unknown key "Digest"`, "known here: allow, authority, containerd, default_image, git, gitlab_ca, gitlab_runner, gitlab_url, " +
-			"helper_image, ids, images, limits, run_dir, socket, socket_user, source_mismatch, state_dir, stop_grace, upstream_ca"},
+			"helper_image, ids, images, limits, read_only_root, run_dir, socket, socket_user, source_mismatch, state_dir, stop_grace, upstream_ca"},
 		{"[limit]", `unknown key "limit"`, `did you mean "limits"?`},
 		{"[limits]\nmemroy = '1GiB'", `unknown key "limits.memroy"`, `did you mean "limits.memory"?`},
 		{"[[allow]]\nname='a'\nhost='a.example.com'\nport=1", `unknown key "allow[0].port"`, `did you mean "allow[0].ports"?`},

@@ -59,6 +59,11 @@ type Sandboxd struct {
 	// writer of this field can only make cancelling slow.
 	StopGrace time.Duration `toml:"stop_grace"`
 
+	// ReadOnlyRoot makes the root file system of the job's container read-only:
+	// it can write to its workspace, /tmp and /run. Default false, as under the
+	// Docker executor. A writer of this field can make jobs fail, no more.
+	ReadOnlyRoot bool `toml:"read_only_root"`
+
 	Containerd Containerd  `toml:"containerd"`
 	Images     Images      `toml:"images"`
 	Limits     Limits      `toml:"limits"`

@@ -240,13 +240,23 @@ func TestReplace(t *testing.T) {
 }
 
 func TestBlame(t *testing.T) {
+	there := filepath.Join(t.TempDir(), "there")
+	if err := os.WriteFile(there, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := whose(there+"/not", syscall.ENOTDIR); got != initproto.NotRun {
+		t.Errorf("a path through a file: %v", got)
+	}
+	if got := whose(there+"-not", syscall.ENOENT); got != initproto.NoCommand {
+		t.Errorf("a missing file: %v", got)
+	}
 	for _, err := range []error{syscall.ENOSPC, syscall.EIO, syscall.ENOMEM, errors.New("?")} {
-		if blame(err) != initproto.System || whose(err) != initproto.System {
+		if blame(err) != initproto.System || whose(there, err) != initproto.System {
 			t.Errorf("%v is the image's fault", err)
 		}
 	}
 	for _, err := range []error{syscall.ENOEXEC, syscall.EACCES, syscall.E2BIG, &os.PathError{Err: syscall.ENOENT}} {
-		if whose(err) != initproto.NotRun {
+		if whose(there, err) != initproto.NotRun {
 			t.Errorf("%v is not the image's fault", err)
 		}
 	}

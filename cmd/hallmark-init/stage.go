@@ -58,7 +58,7 @@ func begin(m initproto.Start, maxID uint32, fds []int) (*stage, *initproto.Faile
 	st := &stage{seq: m.Seq, start: time.Now()}
 	st.pid, err = spawn(path, argv, env, m.Dir, who, fds)
 	if err != nil {
-		return nil, failure(m.Seq, whose(err), argv[0], err.Error())
+		return nil, failure(m.Seq, whose(path, err), argv[0], err.Error())
 	}
 	// Without this the stage still runs; init may then be chosen in its place.
 	os.WriteFile("/proc/"+strconv.Itoa(st.pid)+"/oom_score_adj", []byte(oomScore), 0)
@@ -89,8 +89,12 @@ func spawn(path string, argv, env []string, dir string, who user, fds []int) (in
 	return pid, err
 }
 
-// whose tells the image's faults from the system's.
-func whose(err error) initproto.Reason {
+// whose tells the image's faults from the system's. A file that is there and
+// still not found lacks its interpreter, or the loader of its C library.
+func whose(path string, err error) initproto.Reason {
+	if _, missing := os.Stat(path); errors.Is(missing, syscall.ENOENT) {
+		return initproto.NoCommand
+	}
 	switch {
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOEXEC),
 		errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.E2BIG),

@@ -171,7 +171,7 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 		StateDir: c.StateDir,
 		GitLab:   c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner, RunnerVersion: runnerVersion,
 		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage, Images: images,
-		DeclareSource: c.SourceMismatch == "declare", Spool: c.Authority.Unavailable == "spool", StopGrace: c.StopGrace,
+		DeclareSource: c.SourceMismatch == "declare", Spool: c.Authority.Unavailable == "spool", StopGrace: c.StopGrace, ReadOnlyRoot: c.ReadOnlyRoot,
 		Limits: sandbox.Limits{MemoryBytes: c.Limits.Memory, CPUs: c.Limits.CPUs, Pids: c.Limits.Pids,
 			TmpfsBytes: c.Limits.Tmpfs, OpenFiles: c.Limits.OpenFiles},
 		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, Git: git, ConfigDigest: c.Digest, Version: version,

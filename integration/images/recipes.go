@@ -40,6 +40,7 @@ func Recipes(probe string) []Recipe {
 	for _, a := range applets {
 		shell = append(shell, File{Path: "/bin/" + a, Link: "busybox"})
 	}
+	bare := shell[:len(shell):len(shell)]
 	accounts := []File{
 		{Path: "/etc/passwd", Data: []byte("root:x:0:0:root:/root:/bin/sh\nbuilder:x:1000:1000::/home/builder:/bin/sh\n"), Mode: 0o644},
 		{Path: "/etc/group", Data: []byte("root:x:0:\nbuilder:x:1000:\n"), Mode: 0o644},
@@ -53,13 +54,13 @@ func Recipes(probe string) []Recipe {
 	}
 	entrypoint := File{Path: "/entrypoint.sh", Mode: 0o755, Data: []byte("#!/bin/sh\necho entrypoint was here\nexec \"$@\"\n")}
 	helper := Recipe{Name: Helper, Packages: helperPackages}
-	return []Recipe{
+	return append([]Recipe{
 		helper,
 		{Name: Go, Base: &helper, Go: true, Env: []string{"GOTOOLCHAIN=local", "GOFLAGS=-buildvcs=false"}},
 		{Name: Shell, Files: shell},
 		{Name: NoShell, Files: []File{{Path: "/app", Host: busybox, Mode: 0o755}}, Entrypoint: []string{"/app"}},
 		{Name: User, Files: append(append([]File{}, shell...), entrypoint), User: "builder", Entrypoint: []string{"/entrypoint.sh"}, Command: []string{"sh"}},
-	}
+	}, wild(bare, shell, probe)...)
 }
 
 // DockerHelper is the image in which the runner's own docker executor runs the

@@ -6,7 +6,7 @@ set -euo pipefail
 needed=(
 	gcc libc6-dev libseccomp-dev pkg-config # runc
 	git                                     # sources, and the GitLab of the tests
-	busybox-static mmdebstrap               # images
+	busybox-static mmdebstrap dash musl-tools # images
 	softhsm2                                # a PKCS#11 token
 	postgresql                              # what a fleet's store is tested on
 	curl openssl                            # clients and judges that tests ask

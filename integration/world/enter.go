@@ -124,6 +124,9 @@ func prepare(opts Options, root string) error {
 	if err := buildProbe(root); err != nil {
 		return err
 	}
+	if err := images.Clients(probe(root)); err != nil {
+		return err
+	}
 	if opts.Docker {
 		if err := fetchDocker(root); err != nil {
 			return err

@@ -232,7 +232,7 @@ func refusal(f initproto.Failed) error {
 	case initproto.NoCommand:
 		hint = "check the image's entrypoint; it must exist in the image and exec its arguments"
 	case initproto.NotRun:
-		hint = "check that the image is for this platform, and that the user may execute the file"
+		hint = "check that the image is for this platform and has what the file needs to run (its interpreter or C library), and that the user may execute it"
 	case initproto.BadImage:
 		hint = "the image has something unusual in /etc: use another base image"
 	default:

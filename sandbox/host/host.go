@@ -80,6 +80,7 @@ type Config struct {
 	Spool        bool
 	Images       ImageRules
 	StopGrace    time.Duration // from SIGTERM to SIGKILL for a canceled stage
+	ReadOnlyRoot bool          // of the build container too
 	Limits       sandbox.Limits
 	FirstID      uint32
 	IDRanges     int

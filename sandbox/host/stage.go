@@ -199,6 +199,9 @@ func (h *Host) script(ctx context.Context, j *job, stage sandbox.Stage, script [
 	j.border.Begin(role, stage)
 	exit, runErr := j.container(role).Run(ctx, h.process(j, stage, stdin, output))
 	exit, runErr = asAsked(ctx, exit, runErr)
+	if runErr == nil && exit.Code == 0 && unread(stdin) {
+		runErr = errUnread()
+	}
 	endErr := j.border.End(role)
 	ended := record.Ended{Stage: string(stage), Role: string(role), ExitCode: exit.Code, DurationMS: exit.Duration.Milliseconds()}
 	ended.Outcome, ended.Detail = outcome(ctx, exit, runErr, endErr)
@@ -267,6 +270,20 @@ func (h *Host) process(j *job, stage sandbox.Stage, stdin, output *os.File) sand
 	// may change what the helper laid down.
 	p.Args = []string{"/bin/sh", "-c", `umask 0000; exec "$@"`, "sh"}
 	return p
+}
+
+// unread reports whether nobody has read of a script. The sandbox has a
+// duplicate of the descriptor, and so moves its offset.
+func unread(script *os.File) bool {
+	at, err := script.Seek(0, io.SeekCurrent)
+	return err == nil && at == 0
+}
+
+// errUnread is what becomes of a stage that ended well and did nothing: no job
+// passes because its tests never ran.
+func errUnread() error {
+	return &sandbox.UserError{Err: errors.New("the image's entrypoint ended without running the script"),
+		Hint: "an entrypoint has to exec its arguments, as in `exec \"$@\"`; `entrypoint: [\"\"]` under `image:` does without it"}
 }
 
 func exitInWords(e sandbox.Exit) string {
