@@ -32,6 +32,10 @@ const (
 	// progressEvery is how often a pull that finishes no layer says something.
 	progressEvery = 10 * time.Second
 	layersAtOnce  = 4
+	// turnTime is how long a pull counts as one of those that are let on at a
+	// time. Then it goes on beside them: pulls that a registry draws out, be it
+	// a tenant's own, must not keep everyone waiting.
+	turnTime      = 3 * time.Minute
 	maxConfig     = 4 << 20 // bytes of an image's configuration
 	maxConfigEnv  = 64 << 10
 	maxConfigList = 1024
@@ -118,7 +122,9 @@ func (p *pull) run(ctx context.Context, say func(string)) error {
 	if err != nil {
 		return err
 	}
+	leave = sync.OnceFunc(leave)
 	defer leave()
+	defer time.AfterFunc(turnTime, leave).Stop()
 	p.runtime.makeRoom(ctx)
 	defer p.runtime.grown()
 	if err := p.fetch(ctx, say); err != nil {
