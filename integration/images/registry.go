@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -20,21 +21,36 @@ import (
 // A Registry serves images over plain HTTP, with its blobs in a directory, so
 // that pushing what is there already costs nothing.
 type Registry struct {
-	host string
-	web  *http.Server
-	done chan error
+	host  string
+	web   *http.Server
+	done  chan error
+	guard *guard // nil: everyone may have everything
 }
 
 // Serve starts a registry on the listener. Host is what it is called in image
 // names, with its port if that is not 80.
 func Serve(l net.Listener, host, blobs string) (*Registry, error) {
+	return serve(l, host, blobs, nil)
+}
+
+// ServeGuarded is Serve for a registry that wants to know who asks. Until Guard
+// says otherwise, it gives everything to everyone.
+func ServeGuarded(l net.Listener, host, blobs string) (*Registry, error) {
+	return serve(l, host, blobs, &guard{host: host, tokens: map[string]string{}})
+}
+
+func serve(l net.Listener, host, blobs string, g *guard) (*Registry, error) {
 	if err := os.MkdirAll(filepath.Join(blobs, "sha256"), 0o755); err != nil {
 		return nil, err
 	}
 	quiet := registry.Logger(log.New(io.Discard, "", 0))
+	handler := registry.New(quiet, registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)))
+	if g != nil {
+		handler = g.wrap(handler)
+	}
 	r := &Registry{
-		host: host, done: make(chan error, 1),
-		web: &http.Server{Handler: registry.New(quiet, registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs))), ReadHeaderTimeout: time.Minute},
+		host: host, done: make(chan error, 1), guard: g,
+		web: &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute},
 	}
 	go func() { r.done <- r.web.Serve(l) }()
 	return r, nil
@@ -46,7 +62,13 @@ func (r *Registry) Push(ctx context.Context, repository, tag string, img v1.Imag
 	if err != nil {
 		return "", "", err
 	}
-	if err := remote.Write(ref, img, remote.WithContext(ctx), remote.WithJobs(2)); err != nil {
+	as := authn.Anonymous
+	if r.guard != nil {
+		if user, password, kept := r.guard.login(repository); kept {
+			as = &authn.Basic{Username: user, Password: password}
+		}
+	}
+	if err := remote.Write(ref, img, remote.WithContext(ctx), remote.WithJobs(2), remote.WithAuth(as)); err != nil {
 		return "", "", fmt.Errorf("push %s: %w", ref, err)
 	}
 	digest, err := img.Digest()

@@ -77,8 +77,9 @@ upstream_ca = %q
 stop_grace = "3s"
 
 [images]
-allowed = ["%s:5000/ci/**"]
-plain_http = ["%[5]s:5000"]
+allowed = ["%s:5000/ci/**", "%[5]s:5001/**"]
+plain_http = ["%[5]s:5000", "%[5]s:5001"]
+allowed_pull_policies = ["always", "if-not-present", "never"]
 
 [limits]
 memory = "2GiB"

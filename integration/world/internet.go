@@ -30,8 +30,10 @@ const (
 const (
 	GitLabName   = "gitlab.example.test"
 	RegistryName = "registry.example.test"
-	PackagesName = "packages.example.test"
-	CanaryName   = "canary.example.test"
+	// PrivateRegistry is the one that wants logins.
+	PrivateRegistry = RegistryName + ":5001"
+	PackagesName    = "packages.example.test"
+	CanaryName      = "canary.example.test"
 )
 
 var servers = []struct{ addr, name string }{

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"hallmark.build/integration/coordinator"
@@ -44,6 +45,8 @@ type World struct {
 	Images map[string]string
 	// Pinned are the same by digest.
 	Pinned map[string]string
+	// Private is a registry that wants logins. It is empty.
+	Private *images.Registry
 
 	Attestd  *Daemon
 	Sandboxd *Daemon
@@ -56,6 +59,7 @@ type World struct {
 	repositories string
 	internet     *internet
 	registry     *images.Registry
+	made         map[string]v1.Image
 	closers      []func() error
 	caPEM        []byte
 	base         baseline
@@ -146,6 +150,14 @@ func (w *World) connect() (err error) {
 		return err
 	}
 	w.closers = append(w.closers, w.registry.Close)
+	if l, err = w.internet.listen(registryAddr + ":5001"); err != nil {
+		return err
+	}
+	w.Private, err = images.ServeGuarded(l, PrivateRegistry, filepath.Join(w.Root, ".cache", "images", "blobs"))
+	if err != nil {
+		return err
+	}
+	w.closers = append(w.closers, w.Private.Close)
 	w.Canary, err = newCanary(w.internet)
 	if err != nil {
 		return err
@@ -166,6 +178,7 @@ func (w *World) pushImages(recipes []images.Recipe) error {
 	if err != nil {
 		return err
 	}
+	w.made = made
 	for name, img := range made {
 		w.Images[name], w.Pinned[name], err = w.registry.Push(ctx, "ci/"+name, "1", img)
 		if err != nil {
@@ -174,6 +187,9 @@ func (w *World) pushImages(recipes []images.Recipe) error {
 	}
 	return nil
 }
+
+// Image is what was made of a recipe, for tests that change it.
+func (w *World) Image(recipe string) v1.Image { return w.made[recipe] }
 
 // Publish commits files to a project's branch on GitLab and returns the commit.
 func (w *World) Publish(project, branch string, files map[string]string) (string, error) {
