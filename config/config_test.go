@@ -40,7 +40,7 @@ func TestSandboxdDefaults(t *testing.T) {
 		Containerd:     Containerd{BinDir: "/usr/lib/hallmark"},
 		Images: Images{PullPolicy: []string{"always"}, PullsAtOnce: 4,
 			KeepBytes: 68719476736, KeepFor: 336 * time.Hour, MinFree: 2147483648},
-		Limits:    Limits{Memory: 4294967296, Pids: 4096, Tmpfs: 536870912, OpenFiles: 1048576},
+		Limits:    Limits{Memory: 4294967296, Pids: 4096, Disk: 32 << 30, Shm: 512 << 20, Tmpfs: 536870912, OpenFiles: 1048576},
 		IDs:       IDs{First: 200000000, Ranges: 1024},
 		Git:       Git{Submodules: "same-gitlab"},
 		Authority: Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
@@ -116,6 +116,28 @@ cpus = 1.5
 pids = 16
 tmpfs = "1MiB"
 open_files = 64
+memory_swap = "2TiB"
+memory_reservation = "1GiB"
+cpu_shares = 512
+cpuset = "0-3,6"
+disk = "64MiB"
+shm = "2MiB"
+ulimits = ["core=0", "memlock=1:unlimited"]
+preparing = 7
+[[limits.tmpfs_mount]]
+path = "/scratch"
+size = "1GiB"
+exec = true
+[[limits.device]]
+path = "/dev/kvm"
+projects = ["g/**"]
+[[limits.project]]
+project = "g/*"
+memory = "1GiB"
+cpus = 0.5
+pids = 16
+disk = "64MiB"
+shm = "1MiB"
 [ids]
 first = 65536
 ranges = 1
@@ -156,8 +178,14 @@ unavailable = "spool"
 			PullPolicy: []string{"always", "if-not-present"}, AllowedPullPolicies: []string{"always", "if-not-present", "never"},
 			User: "1000:1000", AllowedUsers: []string{"1000:1000", "builder"}, DisableEntrypointOverwrite: true,
 			PullsAtOnce: 2, KeepBytes: 1 << 40, KeepFor: 24 * time.Hour},
-		Limits: Limits{Memory: 1 << 40, CPUs: 1.5, Pids: 16, Tmpfs: 1 << 20, OpenFiles: 64},
-		IDs:    IDs{First: 65536, Ranges: 1},
+		Limits: Limits{Memory: 1 << 40, CPUs: 1.5, Pids: 16, Tmpfs: 1 << 20, OpenFiles: 64,
+			MemorySwap: 2 << 40, MemoryReservation: 1 << 30, CPUShares: 512, CPUSet: "0-3,6", Disk: 64 << 20, Shm: 2 << 20,
+			Ulimits: []string{"core=0", "memlock=1:unlimited"}, Preparing: 7,
+			TmpfsMounts: []TmpfsMount{{Path: "/scratch", Size: 1 << 30, Exec: true}},
+			Devices:     []Device{{Path: "/dev/kvm", Projects: []string{"g/**"}}},
+			Projects:    []ProjectLimits{{Project: "g/*", Memory: 1 << 30, CPUs: 0.5, Pids: 16, Disk: 64 << 20, Shm: 1 << 20}},
+		},
+		IDs: IDs{First: 65536, Ranges: 1},
 		Allow: []AllowRule{
 			{Name: "go", Host: "proxy.example.com", Ports: []int{443, 8443}, Methods: []string{"GET"}, Paths: []string{"/a/"}},
 			{Name: "all", Host: "*.example.org"},
@@ -239,6 +267,30 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"[limits]\ncpus = inf", "limits.cpus: +Inf is not between 0.01 and 4096", "0 means all processors"},
 		{"[limits]\npids = 0", "limits.pids: 0 is not between 16 and 4194304", ""},
 		{"[limits]\nopen_files = -1", "limits.open_files: -1 is out of range", ""},
+		{"[limits]\nmemory_swap = '1GiB'", "limits.memory_swap: 1GiB is not between 4GiB and 1024TiB", ""},
+		{"[limits]\nmemory_reservation = '5GiB'", "limits.memory_reservation: 5GiB is not between 0B and 4GiB", ""},
+		{"[limits]\ncpu_shares = 1", "limits.cpu_shares: 1 is not between 2 and 262144", ""},
+		{"[limits]\ncpuset = '0..3'", `limits.cpuset: "0..3" is not a list of processors`, `as "0-3,6"`},
+		{"[limits]\ndisk = '1MiB'", "limits.disk: 1MiB is not between 64MiB and 16TiB", ""},
+		{"[limits]\nshm = '0B'", "limits.shm: 0B is not between 1MiB and 1024TiB", ""},
+		{"[limits]\npreparing = -1", "limits.preparing: -1 is not between 0 and 4096", ""},
+		{"[limits]\nulimits = ['stack']", `limits.ulimits[0]: "stack" is not a ulimit`, `as "stack=8388608" or "memlock=65536:unlimited"`},
+		{"[limits]\nulimits = ['nofile=5']", "limits.ulimits[0]: ulimit nofile: set limits.open_files", `as "stack=8388608" or "memlock=65536:unlimited"`},
+		{"[limits]\nulimits = ['stack=5:4']", "limits.ulimits[0]: ulimit stack: the soft limit lies above the hard one", `as "stack=8388608" or "memlock=65536:unlimited"`},
+		{"[limits]\nulimits = ['stack=-1']", `limits.ulimits[0]: ulimit stack: "-1" is not a number below 2^53, nor unlimited`, `as "stack=8388608" or "memlock=65536:unlimited"`},
+		{"[[limits.tmpfs_mount]]\npath = '/builds/x'\nsize = '1MiB'", `limits.tmpfs_mount[0].path: "/builds/x": /builds is the sandbox's own`, ""},
+		{"[[limits.tmpfs_mount]]\npath = '/x'", "limits.tmpfs_mount[0].size: required, but missing", `as size = "1GiB"`},
+		{"[[limits.tmpfs_mount]]\npath = '/x'\nsize = '1MiB'\n[[limits.tmpfs_mount]]\npath = '/x'\nsize = '1MiB'", `limits.tmpfs_mount[1].path: "/x" is there twice`, ""},
+		{"[[limits.device]]\npath = '/dev/mem'", `limits.device[0].path: "/dev/mem": memory, disks, terminals and what makes devices are never a job's`, ""},
+		{"[[limits.device]]\npath = '/dev/sda1'", `limits.device[0].path: "/dev/sda1": memory, disks, terminals and what makes devices are never a job's`, ""},
+		{"[[limits.device]]\npath = 'kvm'", `limits.device[0].path: "kvm" is not a path below /dev`, `as "/dev/kvm"`},
+		{"[[limits.device]]\npath = '/dev/kvm'\n[[limits.device]]\npath = '/dev/kvm'", `limits.device[1].path: "/dev/kvm" is there twice`, "name all projects in one place"},
+		{"[[limits.project]]\nmemory = '1GiB'", "limits.project[0].project: required, but missing", `as project = "group/**"`},
+		{"[[limits.project]]\nproject = 'g/**'\nmemory = '8GiB'", "limits.project[0].memory: 8GiB is not between 64MiB and 4GiB", ""},
+		{"[limits]\ncpus = 2\n[[limits.project]]\nproject = 'g/**'\ncpus = 3", "limits.project[0].cpus: 3 is more than limits.cpus, 2", "a project can only have less than the others"},
+		{"[[limits.project]]\nproject = 'g/**'\npids = 5000", "limits.project[0].pids: 5000 is not between 16 and 4096", ""},
+		{"[[limits.project]]\nproject = 'g/**'\ndisk = '33GiB'", "limits.project[0].disk: 33GiB is not between 64MiB and 32GiB", ""},
+		{"[[limits.project]]\nproject = 'g/**'\nshm = '1GiB'", "limits.project[0].shm: 1GiB is not between 1MiB and 512MiB", ""},
 		{"[limits]\nopen_files = 3", "limits.open_files: 3 is not between 64 and 1073741824", ""},
 		{"[ids]\nfirst = 0", "ids.first: 0 lies among the host's own ids, 0 to 65535", "take a range that no account and no other container runtime uses"},
 		{"[ids]\nfirst = 65535", "ids.first: 65535 lies among the host's own ids, 0 to 65535", "take a range that no account and no other container runtime uses"},
@@ -441,6 +493,7 @@ func TestExampleIsTheDefault(t *testing.T) {
 	want := DefaultSandboxd()
 	want.GitLabURL, want.HelperImage, want.Digest = got.GitLabURL, got.HelperImage, got.Digest
 	want.Images.Allowed, want.Images.PlainHTTP = []string{}, []string{}
+	want.Limits.Ulimits = []string{}
 	want.Images.AllowedServices, want.Images.AllowedPullPolicies, want.Images.AllowedUsers = []string{}, []string{}, []string{}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -464,7 +517,7 @@ func TestExampleNamesEveryField(t *testing.T) {
 	for kind, v := range map[Kind]any{KindSandboxd: Sandboxd{}, KindAttestd: Attestd{}} {
 		text := Example(kind)
 		for _, key := range keys(reflect.TypeOf(v)) {
-			if !regexp.MustCompile(`(?m)^#?(\[+` + key + `\]+$|` + key + ` = )`).MatchString(text) {
+			if !regexp.MustCompile(`(?m)^#?(\[+([a-z]+\.)?` + key + `\]+$|` + key + ` = )`).MatchString(text) {
 				t.Errorf("%s: %s is not in the example", kind, key)
 			}
 		}

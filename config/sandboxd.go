@@ -145,22 +145,6 @@ type Images struct {
 	MinFree int64 `toml:"min_free,size"`
 }
 
-// Limits bound each container. A writer of these can let one job starve the
-// others on this host; they are stated in the provenance.
-type Limits struct {
-	// Memory in bytes, written "4GiB". Default "4GiB". There is no swap beyond it.
-	Memory int64 `toml:"memory,size"`
-	// CPUs in whole processors; 1.5 is one and a half. Default 0: all.
-	CPUs float64 `toml:"cpus"`
-	// Pids is the number of processes and threads. Default 4096.
-	Pids int64 `toml:"pids"`
-	// Tmpfs is the size of each tmpfs, in bytes, written "512MiB". Default
-	// "512MiB". It counts towards Memory.
-	Tmpfs int64 `toml:"tmpfs,size"`
-	// OpenFiles is the number of descriptors a process may have. Default 1048576.
-	OpenFiles uint64 `toml:"open_files"`
-}
-
 // IDs are the host's user and group ids that containers run as, in ranges of
 // [IDRange] each, one range a job. No account of the host may lie in them. A
 // writer of these can make a container share ids with something on the host.
@@ -249,7 +233,7 @@ func DefaultSandboxd() Sandboxd {
 		Containerd:     Containerd{BinDir: "/usr/lib/hallmark"},
 		Images: Images{PullPolicy: []string{"always"}, PullsAtOnce: 4,
 			KeepBytes: 64 << 30, KeepFor: 14 * 24 * time.Hour, MinFree: 2 << 30},
-		Limits:    Limits{Memory: 4 << 30, Pids: 4096, Tmpfs: 512 << 20, OpenFiles: 1 << 20},
+		Limits:    DefaultLimits(),
 		IDs:       IDs{First: 200_000_000, Ranges: 1024},
 		Git:       Git{Submodules: "same-gitlab"},
 		Authority: Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
@@ -336,21 +320,6 @@ func (i Images) check(c checker) {
 	c.duration("images.keep_for", i.KeepFor, 0, 10*365*24*time.Hour)
 	c.size("images.keep_bytes", i.KeepBytes, 0, 1<<60)
 	c.size("images.min_free", i.MinFree, 0, 1<<50)
-}
-
-func (l Limits) check(c checker) {
-	const leastMemory = 64 << 20
-	c.size("limits.memory", l.Memory, leastMemory, 1<<50)
-	c.size("limits.tmpfs", l.Tmpfs, 1<<20, 1<<50)
-	if l.Memory >= leastMemory && l.Tmpfs > l.Memory {
-		c.doc.Report("limits.memory", "a tmpfs counts towards the memory limit",
-			"%s is less than limits.tmpfs, %s", tomlfile.FormatSize(l.Memory), tomlfile.FormatSize(l.Tmpfs))
-	}
-	if !(l.CPUs == 0 || l.CPUs >= 0.01 && l.CPUs <= 4096) {
-		c.doc.Report("limits.cpus", "0 means all processors", "%v is not between 0.01 and 4096", l.CPUs)
-	}
-	c.between("limits.pids", l.Pids, 16, 4<<20)
-	c.between("limits.open_files", int64(min(l.OpenFiles, 1<<62)), 64, 1<<30)
 }
 
 func (i IDs) check(c checker) {

@@ -111,15 +111,6 @@ type Mount struct {
 	Follow bool
 }
 
-// Limits bound what one container may use. Zero means the runtime's default.
-type Limits struct {
-	MemoryBytes int64   // swap is not available beyond it
-	CPUs        float64 // whole processors; 1.5 is one and a half
-	Pids        int64
-	TmpfsBytes  int64 // size of each tmpfs mount (/tmp of the helper, /dev/shm, /run)
-	OpenFiles   uint64
-}
-
 // IDs is the range of host user and group ids that a container's ids map to:
 // container id 0 is host id First.
 type IDs struct {
@@ -139,6 +130,10 @@ type Spec struct {
 	Limits   Limits
 	Mounts   []Mount
 	ReadOnly bool // root file system
+	// Scratch is a directory of the host, made by the runtime, that takes what the
+	// container writes to its root file system. Empty: the runtime's own, which
+	// nothing bounds.
+	Scratch string
 	// CA is the PEM certificate of the job's own authority, added to the trust
 	// stores that the image has before anything else runs.
 	CA []byte

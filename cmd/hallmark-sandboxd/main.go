@@ -29,7 +29,6 @@ import (
 
 	pb "hallmark.build/attest/authority/authoritypb"
 	"hallmark.build/config"
-	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/host"
 	"hallmark.build/sandbox/image"
@@ -158,6 +157,10 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 	if err != nil {
 		return host.Config{}, err
 	}
+	limits, err := limitsOf(c.Limits)
+	if err != nil {
+		return host.Config{}, err
+	}
 	allow := make([]policy.Rule, 0, len(c.Allow))
 	for _, r := range c.Allow {
 		allow = append(allow, policy.Rule{Name: r.Name, Host: r.Host, Ports: r.Ports, Methods: r.Methods, Paths: r.Paths})
@@ -172,8 +175,7 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 		GitLab:   c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner, RunnerVersion: runnerVersion,
 		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage, Images: images,
 		DeclareSource: c.SourceMismatch == "declare", Spool: c.Authority.Unavailable == "spool", StopGrace: c.StopGrace, ReadOnlyRoot: c.ReadOnlyRoot,
-		Limits: sandbox.Limits{MemoryBytes: c.Limits.Memory, CPUs: c.Limits.CPUs, Pids: c.Limits.Pids,
-			TmpfsBytes: c.Limits.Tmpfs, OpenFiles: c.Limits.OpenFiles},
+		Limits: limits.all, Projects: limits.projects, Devices: limits.devices, Preparing: c.Limits.Preparing,
 		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, Git: git, ConfigDigest: c.Digest, Version: version,
 	}, nil
 }

@@ -10,6 +10,7 @@ needed=(
 	softhsm2                                # a PKCS#11 token
 	postgresql                              # what a fleet's store is tested on
 	curl openssl                            # clients and judges that tests ask
+	e2fsprogs                               # disks of jobs
 	ca-certificates
 )
 missing=()

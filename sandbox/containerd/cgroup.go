@@ -106,13 +106,7 @@ func (c cgroups) oomKills(path string) int64 {
 	if err != nil {
 		return 0
 	}
-	for line := range strings.Lines(string(b)) {
-		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
-			v, _ := strconv.ParseInt(n, 10, 64)
-			return v
-		}
-	}
-	return 0
+	return counter(string(b), "oom_kill")
 }
 
 // remove kills what is left in a cgroup and removes it with those below it.

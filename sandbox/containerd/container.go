@@ -50,7 +50,10 @@ type Container struct {
 	seq  uint32        // of the last stage; whoever has the token may change it
 	link *link         // nil until init has connected
 
+	limits sandbox.Limits
+
 	mu     sync.Mutex
+	gauges []gauge
 	pidfd  *os.File // of init; nil before it is known
 	killed bool
 
@@ -71,6 +74,7 @@ func (r *Runtime) Create(ctx context.Context, spec sandbox.Spec) (*Container, er
 		runtime: r,
 		box:     r.newBox(spec.Session, string(spec.Role)),
 		session: spec.Session,
+		limits:  spec.Limits,
 		turn:    make(chan struct{}, 1),
 	}
 	// A directory that exists belongs to a container that exists.
@@ -128,7 +132,11 @@ func (r *Runtime) newTask(ctx context.Context, spec sandbox.Spec, b box) (client
 	if err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
-	task, err := ctr.NewTask(ctx, cio.NullIO)
+	root, err := r.rootFS(ctx, spec, b)
+	if err != nil {
+		return nil, err
+	}
+	task, err := ctr.NewTask(ctx, cio.NullIO, root...)
 	if err != nil {
 		return nil, fmt.Errorf("task: %w", err)
 	}
@@ -171,6 +179,10 @@ func (c *Container) boot(ctx context.Context, task client.Task, l *net.UnixListe
 		return earlyExit(ctx, task)
 	}
 	c.link = link
+	if err != nil {
+		return err
+	}
+	c.gauges, err = gauges(int(task.Pid()), c.limits)
 	return err
 }
 
@@ -500,6 +512,10 @@ func (c *Container) Delete(ctx context.Context) error {
 	if c.link != nil {
 		c.link.conn.Close()
 	}
+	c.mu.Lock()
+	closeGauges(c.gauges)
+	c.gauges = nil
+	c.mu.Unlock()
 	if err := c.runtime.remove(ctx, c.box); err != nil {
 		return err
 	}

@@ -85,12 +85,11 @@ func check(s sandbox.Spec) error {
 		return fmt.Errorf("ids: %d from %d: want a range between %d and %d", s.IDs.Count, s.IDs.First, minHostID, uint32(math.MaxUint32-1))
 	case s.NetNS != "" && !filepath.IsAbs(s.NetNS):
 		return fmt.Errorf("network namespace %q: want an absolute path", s.NetNS)
-	case s.Limits.MemoryBytes < 0 || s.Limits.Pids < 0 || s.Limits.TmpfsBytes < 0 || s.Limits.CPUs < 0 || s.Limits.CPUs > 1<<16 || math.IsNaN(s.Limits.CPUs):
-		return errors.New("limits: out of range")
-	case s.Limits.Pids != 0 && s.Limits.Pids < minPids:
-		return fmt.Errorf("limits: %d processes: want at least %d", s.Limits.Pids, minPids)
 	case len(s.CA) > initproto.MaxMessage/2:
 		return errors.New("ca: too large")
+	}
+	if err := checkLimits(s.Limits); err != nil {
+		return fmt.Errorf("limits: %w", err)
 	}
 	for _, m := range s.Mounts {
 		if err := checkMount(m); err != nil {
@@ -175,6 +174,7 @@ func (r *Runtime) ociSpec(s sandbox.Spec, b box) *specs.Spec {
 			GIDMappings:   ids,
 			CgroupsPath:   b.cgroup,
 			Resources:     r.resources(s.Limits),
+			Devices:       devices(s.Limits),
 			Namespaces:    namespaces(s.NetNS),
 			MaskedPaths:   maskedPaths(),
 			ReadonlyPaths: readonlyPaths(),
@@ -235,46 +235,6 @@ func filter(o *specs.Spec) *specs.LinuxSeccomp {
 	return p
 }
 
-func (r *Runtime) resources(l sandbox.Limits) *specs.LinuxResources {
-	pids := l.Pids
-	if pids == 0 {
-		pids = defaultPids
-	}
-	res := &specs.LinuxResources{
-		// runc adds the devices that it makes in /dev.
-		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
-		Pids:    &specs.LinuxPids{Limit: &pids},
-	}
-	if l.MemoryBytes > 0 {
-		res.Memory = &specs.LinuxMemory{Limit: &l.MemoryBytes}
-		if r.cgroups.swap() {
-			res.Memory.Swap = &l.MemoryBytes
-		}
-	}
-	if l.CPUs > 0 {
-		period := uint64(cpuPeriod)
-		quota := max(int64(l.CPUs*cpuPeriod), 1000)
-		res.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
-	}
-	return res
-}
-
-// rlimits bounds open files, as far as this process may hand out.
-func rlimits(l sandbox.Limits) []specs.POSIXRlimit {
-	hard := l.OpenFiles
-	if hard == 0 {
-		hard = defaultOpenFiles
-	}
-	var own unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err == nil {
-		hard = min(hard, own.Max)
-	}
-	return []specs.POSIXRlimit{
-		{Type: "RLIMIT_CORE"},
-		{Type: "RLIMIT_NOFILE", Hard: hard, Soft: min(hard, softOpenFiles)},
-	}
-}
-
 // tmpfs is bounded in bytes and in inodes.
 func tmpfs(target string, size int64, mode string, more ...string) specs.Mount {
 	inodes := max(size/4096, 16)
@@ -305,7 +265,7 @@ func (r *Runtime) mounts(s sandbox.Spec, b box) []specs.Mount {
 		}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		tmpfs("/dev/shm", size, "1777", "noexec"),
+		tmpfs("/dev/shm", shmSize(s.Limits), "1777", "noexec"),
 		// A network namespace of the host's has no sysfs for the container.
 		tmpfs("/sys", 4096, "555", "noexec", "ro"),
 		tmpfs(initproto.Dir, trustBytes, "755", "noexec"),
@@ -320,6 +280,9 @@ func (r *Runtime) mounts(s sandbox.Spec, b box) []specs.Mount {
 	}
 	for _, m := range s.Mounts {
 		list = append(list, hostMount(m))
+	}
+	for _, t := range s.Limits.Tmpfs {
+		list = append(list, tmpfsMount(t))
 	}
 	return list
 }

@@ -60,7 +60,8 @@ func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) er
 func (h *Host) spec(j *job, role sandbox.Role, reference string, mounts []sandbox.Mount) sandbox.Spec {
 	return sandbox.Spec{
 		Session: j.session, Role: role, Image: reference, Hostname: hostname(j),
-		IDs: j.ids, Limits: h.cfg.Limits, Mounts: mounts, ReadOnly: role == sandbox.Helper || h.cfg.ReadOnlyRoot, CA: j.border.CA(),
+		IDs: j.ids, Limits: j.limits.forRole(role), Scratch: j.scratch(role), Mounts: mounts,
+		ReadOnly: role == sandbox.Helper || h.cfg.ReadOnlyRoot, CA: j.border.CA(),
 	}
 }
 

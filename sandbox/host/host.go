@@ -46,6 +46,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -54,6 +55,7 @@ import (
 	"hallmark.build/executor/joblog"
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd"
+	"hallmark.build/sandbox/disk"
 	"hallmark.build/sandbox/image"
 	"hallmark.build/sandbox/image/shelf"
 	"hallmark.build/sandbox/policy"
@@ -82,6 +84,9 @@ type Config struct {
 	StopGrace    time.Duration // from SIGTERM to SIGKILL for a canceled stage
 	ReadOnlyRoot bool          // of the build container too
 	Limits       sandbox.Limits
+	Projects     []ProjectLimits
+	Devices      []Device
+	Preparing    int // sandboxes that are made at once; 0: two for each processor
 	FirstID      uint32
 	IDRanges     int
 	Allow        []policy.Rule
@@ -171,6 +176,8 @@ type Host struct {
 	authority Authority
 	log       *slog.Logger
 	ids       *idPool
+	disks     *disk.Maker
+	preparing *gate
 	leftover  []os.DirEntry // records of an earlier daemon
 	postponed chan struct{} // has one element when a record was left to be closed late
 	lastLate  string        // the late record that was tried last; closeLate's own
@@ -199,6 +206,14 @@ func New(ctx context.Context, cfg Config, rt *containerd.Runtime, images *image.
 	if err := h.sweep(ctx); err != nil {
 		return nil, err
 	}
+	h.disks = disk.New(cfg.StateDir)
+	if err := h.prepareDisks(ctx); err != nil {
+		return nil, err
+	}
+	if cfg.Preparing == 0 {
+		cfg.Preparing = 2 * runtime.NumCPU()
+	}
+	h.preparing = newGate(cfg.Preparing)
 	return h, nil
 }
 

@@ -137,6 +137,8 @@ func (*stubborn) Run(context.Context, sandbox.Process) (sandbox.Exit, error) {
 
 func (*stubborn) Kill(context.Context) error { return nil }
 
+func (s *stubborn) Hits() []sandbox.Hit { return nil }
+
 func (s *stubborn) Delete(context.Context) error {
 	if s.tries++; s.tries == 1 {
 		return errors.New("busy")

@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"maps"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 
 	"hallmark.build/executor"
 	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/disk"
 	"hallmark.build/sandbox/egress"
 	"hallmark.build/sandbox/image/auth"
 	"hallmark.build/sandbox/record"
@@ -41,6 +43,9 @@ type job struct {
 	record     *record.Log
 	recordPath string
 	pump       *pump
+	limits     bounds
+	hits       []record.Hit // that the log does not have yet
+	disk       *disk.Disk   // nil where nothing bounds it
 	space      *workspace.Workspace
 	border     *egress.Border
 	containers containers
@@ -69,6 +74,7 @@ type container interface {
 	Run(ctx context.Context, p sandbox.Process) (sandbox.Exit, error)
 	Kill(ctx context.Context) error
 	Delete(ctx context.Context) error
+	Hits() []sandbox.Hit
 }
 
 // containers are the attempt's, by role; both are made at once.
@@ -90,6 +96,13 @@ func (j *job) container(role sandbox.Role) container {
 	j.containers.mu.Lock()
 	defer j.containers.mu.Unlock()
 	return j.containers.byRole[role]
+}
+
+// all are the containers that there are now.
+func (c *containers) all() map[sandbox.Role]container {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.byRole)
 }
 
 // A result is what the attempt came to so far.

@@ -47,6 +47,9 @@ func (h *Host) prepare(ctx context.Context, conn *executor.Conn, out *joblog.Log
 		dir: h.jobDir(req.Session), recordPath: filepath.Join(h.records(), req.Session+".jsonl"),
 		env: map[sandbox.Role][]string{}, spool: h.cfg.Spool,
 	}
+	if j.limits, err = h.boundsOf(payload); err != nil {
+		return err
+	}
 	if exists(req.TempDir) {
 		j.tempDir = req.TempDir
 	}
@@ -143,10 +146,17 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 	if err != nil {
 		return err
 	}
+	leave, err := h.preparing.enter(ctx, j.payload.Info.ProjectFullPath, func(others int) {
+		out.Printf("waiting until others' sandboxes are made, %d jobs wait already", others)
+	})
+	if err != nil {
+		return err
+	}
+	defer leave()
 	if j.ids, err = h.ids.take(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(j.dir, 0o711); err != nil {
+	if err := h.furnish(ctx, j); err != nil {
 		return err
 	}
 	if j.space, err = workspace.Create(filepath.Join(j.dir, "workspace"), j.ids); err != nil {
@@ -160,6 +170,10 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 	}
 	out.Printf("image   %s", build.Reference)
 	out.Printf("network %s", networkInWords(j.profile, len(h.cfg.Allow)))
+	out.Printf("limits  %s", j.limits.inWords())
+	for _, line := range j.limits.tightened() {
+		out.Printf("        %s", line)
+	}
 	out.Printf("record  attempt %s, sandbox ready in %.1f s", j.opened.Attempt, time.Since(j.started).Seconds())
 	return j.pump.acknowledged(ctx)
 }
@@ -203,7 +217,7 @@ func (h *Host) open(ctx context.Context, j *job, req executor.Request, pol polic
 		Session: j.session, Attempt: opened.Attempt, Nonce: opened.Nonce, InvocationID: opened.InvocationID,
 		Profile: string(j.profile), Network: network(j.profile, pol), Job: facts,
 		External: external(j.payload, j.profile, h.imageName(j), opened.CommitmentKey),
-		Platform: h.platform(req),
+		Platform: h.platform(req, j.limits),
 	})
 	if err != nil {
 		return err
@@ -249,7 +263,7 @@ func network(p sandbox.Profile, pol policy.Policy) record.Network {
 	return record.Network{Build: build, Helper: "border", PolicyDigest: pol.Digest()}
 }
 
-func (h *Host) platform(req executor.Request) record.Platform {
+func (h *Host) platform(req executor.Request, l bounds) record.Platform {
 	var u unix.Utsname
 	kernel := ""
 	if err := unix.Uname(&u); err == nil {
@@ -258,7 +272,7 @@ func (h *Host) platform(req executor.Request) record.Platform {
 	return record.Platform{
 		RunnerVersion: h.cfg.RunnerVersion, ExecutorVersion: req.ExecutorVersion, SandboxdVersion: h.cfg.Version,
 		ConfigDigest: h.cfg.ConfigDigest, Runtime: h.runtime.Version(), Kernel: kernel, Architecture: runtime.GOARCH,
-		MemoryBytes: h.cfg.Limits.MemoryBytes, CPUMillis: int64(h.cfg.Limits.CPUs * 1000), Pids: h.cfg.Limits.Pids,
+		MemoryBytes: l.MemoryBytes, CPUMillis: int64(l.CPUs * 1000), Pids: l.Pids, Limits: l.stated(),
 	}
 }
 

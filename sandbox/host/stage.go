@@ -57,7 +57,7 @@ func (h *Host) run(ctx context.Context, conn *executor.Conn, out *joblog.Log, lo
 		return failure(err)
 	}
 	if exit.Code != 0 {
-		return executor.Reply{Outcome: executor.BuildFailure, ExitCode: exit.Code, Message: exitInWords(exit), Hint: exitHint(exit)}
+		return executor.Reply{Outcome: executor.BuildFailure, ExitCode: exit.Code, Message: exitInWords(exit), Hint: j.exitHint(exit)}
 	}
 	return executor.Reply{Outcome: executor.OK}
 }
@@ -96,6 +96,7 @@ func (h *Host) stage(ctx context.Context, j *job, stage sandbox.Stage, files exe
 	j.forget(stage)
 	exit, err := h.script(ctx, j, stage, standIn(script, j.border.CA()), files.Log)
 	j.reportBlocks(out)
+	j.reportHits(out)
 	if err != nil {
 		return exit, err
 	}
@@ -197,7 +198,9 @@ func (h *Host) script(ctx context.Context, j *job, stage sandbox.Stage, script [
 		}
 	}
 	j.border.Begin(role, stage)
-	exit, runErr := j.container(role).Run(ctx, h.process(j, stage, stdin, output))
+	watched, watch := h.watch(ctx, j)
+	exit, runErr := j.container(role).Run(watched, h.process(j, stage, stdin, output))
+	hits := watch.end(stage)
 	exit, runErr = asAsked(ctx, exit, runErr)
 	if runErr == nil && exit.Code == 0 && unread(stdin) {
 		runErr = errUnread()
@@ -206,8 +209,9 @@ func (h *Host) script(ctx context.Context, j *job, stage sandbox.Stage, script [
 	ended := record.Ended{Stage: string(stage), Role: string(role), ExitCode: exit.Code, DurationMS: exit.Duration.Milliseconds()}
 	ended.Outcome, ended.Detail = outcome(ctx, exit, runErr, endErr)
 	j.results.note(stage, ended.Outcome, exit.Code)
+	hitErr := j.recordHits(hits)
 	_, recErr := j.record.Append(record.StageEnded, ended)
-	if err := errors.Join(runErr, endErr, recErr); err != nil {
+	if err := errors.Join(runErr, endErr, hitErr, recErr); err != nil {
 		return exit, err
 	}
 	return exit, j.held(ctx)
@@ -293,9 +297,9 @@ func exitInWords(e sandbox.Exit) string {
 	return ""
 }
 
-func exitHint(e sandbox.Exit) string {
+func (j *job) exitHint(e sandbox.Exit) string {
 	if e.OOM {
-		return "the sandbox's memory is set by the runner's admin (limits.memory)"
+		return "the sandbox's memory is " + j.limits.of("memory")
 	}
 	return ""
 }

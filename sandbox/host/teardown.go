@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/disk"
 	"hallmark.build/sandbox/record"
 	"hallmark.build/sandbox/workspace"
 )
@@ -96,6 +97,9 @@ func (j *job) closeBorder() error {
 // removeFiles leaves the directory alone while the workspace is in it: only
 // package workspace is safe against what a tenant can nest.
 func (j *job) removeFiles() error {
+	if j.disk != nil {
+		return j.clearDisk()
+	}
 	if j.space != nil {
 		if err := j.space.Close(); err != nil {
 			return err
@@ -155,6 +159,9 @@ func (h *Host) sweep(ctx context.Context) error {
 	n, err := h.runtime.Sweep(ctx, none)
 	if err != nil {
 		return fmt.Errorf("remove leftover sandboxes: %w", err)
+	}
+	if err := disk.Sweep(h.workspaces()); err != nil {
+		return err
 	}
 	if err := workspace.Sweep(h.workspaces(), none); err != nil {
 		return fmt.Errorf("remove leftover workspaces: %w", err)

@@ -129,6 +129,21 @@ func (w *Workspace) Close() error {
 	return discard(w.dir)
 }
 
+// Unmount ends the workspace, and leaves its files to a caller who throws away the
+// file system that they are on. It may be called again.
+func (w *Workspace) Unmount() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.builds != nil {
+		w.builds.Close()
+		w.builds = nil
+	}
+	if err := unmountBelow(w.dir); err != nil {
+		return fmt.Errorf("workspace: unmount: %w", err)
+	}
+	return nil
+}
+
 // Sweep removes the workspaces that a killed daemon left at
 // root/<session>/workspace. What keep reports true for stays.
 func Sweep(root string, keep func(session string) bool) error {
