@@ -646,3 +646,23 @@ func FuzzSandboxd(f *testing.F) {
 		}
 	})
 }
+
+// TestReadmeShowsWhatIsRead parses the block on images that the README shows.
+func TestReadmeShowsWhatIsRead(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, ok := strings.Cut(string(readme), "```toml\n[images]\n")
+	block, _, closed := strings.Cut(block, "```\n")
+	if !ok || !closed {
+		t.Fatal("the README shows no [images]")
+	}
+	got, err := ParseSandboxd("README.md", []byte(minimalSandboxd+"\n[images]\n"+block))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Images.Allowed) == 0 || got.Images.AuthFile == "" {
+		t.Errorf("%+v", got.Images)
+	}
+}
