@@ -102,6 +102,7 @@ type server struct {
 	ready   bool
 	maxID   uint32
 	running uint32 // the stage's number, 0 between stages
+	stage   *stage // that runs
 	last    uint32
 	done    chan initproto.Exited
 }
@@ -125,6 +126,7 @@ func (s *server) obey(p packet) error {
 	case initproto.Signal:
 		// A signal for a stage that is over crossed its end on the way.
 		if m.Seq == s.running {
+			s.stage.stopping.Store(true)
 			syscall.Kill(-1, syscall.Signal(m.Signal))
 		}
 		return nil
@@ -140,7 +142,7 @@ func (s *server) start(m initproto.Start, fds []int) error {
 	if fail != nil {
 		return s.say(*fail)
 	}
-	s.running = m.Seq
+	s.running, s.stage = m.Seq, st
 	go func() { s.done <- st.wait() }()
 	return nil
 }

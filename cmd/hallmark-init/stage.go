@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,6 +32,9 @@ type stage struct {
 	seq   uint32
 	pid   int
 	start time.Time
+	// stopping is set once the host signals the stage: from then on the host's
+	// patience counts, and what the first process leaves behind has it too.
+	stopping atomic.Bool
 }
 
 // begin starts a stage.
@@ -107,7 +111,9 @@ func whose(path string, err error) initproto.Reason {
 
 // wait ends when no process of the stage is left. As soon as the first one is
 // gone the others are killed: a process with a SIGKILL pending cannot fork, so
-// one kill reaches all of them, and every orphan becomes a child of init.
+// one kill reaches all of them, and every orphan becomes a child of init. Only
+// in a stage that is being stopped they may end by themselves, until the host
+// has them killed.
 func (st *stage) wait() initproto.Exited {
 	out := initproto.Exited{Seq: st.seq}
 	for {
@@ -129,7 +135,9 @@ func (st *stage) wait() initproto.Exited {
 			out.Signal = uint8(status.Signal())
 			out.Code = 128 + out.Signal
 		}
-		syscall.Kill(-1, syscall.SIGKILL)
+		if !st.stopping.Load() {
+			syscall.Kill(-1, syscall.SIGKILL)
+		}
 	}
 }
 

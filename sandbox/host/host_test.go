@@ -71,6 +71,8 @@ func TestResultsKeepTheFirstFailureThatStands(t *testing.T) {
 		"script failed":           {[]note{{sandbox.BuildScript, "failed", 42}, {sandbox.UploadFailure, "success", 0}}, result{"failed", 42}},
 		"retried source":          {[]note{{sandbox.GetSources, "failed", 1}, {sandbox.GetSources, "success", 0}}, result{"success", 0}},
 		"after_script is ignored": {[]note{{sandbox.BuildScript, "success", 0}, {sandbox.AfterScript, "failed", 1}}, result{"success", 0}},
+		"and when it is stopped":  {[]note{{sandbox.BuildScript, "success", 0}, {sandbox.AfterScript, "canceled", 143}, {sandbox.UploadSuccess, "success", 0}}, result{"success", 0}},
+		"unless the job asks":     {[]note{{sandbox.BuildScript, "success", 0}, {sandbox.AfterScript, "failed", 7}, {sandbox.UploadFailure, "success", 0}}, result{"failed", 7}},
 		"its sandbox is not":      {[]note{{sandbox.AfterScript, "system_failure", 1}}, result{"system_failure", 1}},
 		"canceled":                {[]note{{sandbox.BuildScript, "canceled", 143}, {sandbox.AfterScript, "success", 0}}, result{"canceled", 143}},
 		"a host's is worse":       {[]note{{sandbox.BuildScript, "failed", 3}, {sandbox.UploadFailure, "system_failure", 1}}, result{"system_failure", 1}},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -128,8 +129,9 @@ func (r *results) note(stage sandbox.Stage, outcome string, code int) {
 	r.last[stage] = result{outcome, code}
 }
 
-// sum is the first stage's outcome that is no success. The runner ignores how
-// after_script ends. A failure of the sandbox comes before all others: what
+// sum is the first stage's outcome that is no success. How after_script ends
+// counts where the runner says so, by the stage that it goes on with: it knows
+// AFTER_SCRIPT_IGNORE_ERRORS, and why a script was stopped. A failure of the sandbox comes before all others: what
 // the authority signs of a script that failed, it never signs of a host that did.
 func (r *results) sum() result {
 	sum := result{outcome: "success"}
@@ -138,12 +140,17 @@ func (r *results) sum() result {
 		switch {
 		case res.outcome == "system_failure":
 			return res
-		case sum.outcome != "success", stage == sandbox.AfterScript && res.outcome == "failed":
+		case sum.outcome != "success", stage == sandbox.AfterScript && !r.failed():
 		default:
 			sum = res
 		}
 	}
 	return sum
+}
+
+// failed reports whether the runner takes the job for failed or canceled.
+func (r *results) failed() bool {
+	return slices.Contains(r.stages, sandbox.UploadFailure) || slices.Contains(r.stages, sandbox.ArchiveCacheFail)
 }
 
 // recorder is the job's record as the border sees it: every entry passes the
