@@ -42,6 +42,7 @@ func TestSandboxdDefaults(t *testing.T) {
 			KeepBytes: 68719476736, KeepFor: 336 * time.Hour, MinFree: 2147483648},
 		Limits:    Limits{Memory: 4294967296, Pids: 4096, Disk: 32 << 30, Shm: 512 << 20, Tmpfs: 536870912, OpenFiles: 1048576},
 		IDs:       IDs{First: 200000000, Ranges: 1024},
+		Cache:     Cache{Hermetic: "own", Firewalled: "own", Archive: 2147483648, Total: 21474836480, Age: 336 * time.Hour},
 		Git:       Git{Submodules: "same-gitlab"},
 		Authority: Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
 		Digest:    digest([]byte(minimalSandboxd)),
@@ -141,6 +142,12 @@ shm = "1MiB"
 [ids]
 first = 65536
 ranges = 1
+[cache]
+hermetic = "off"
+firewalled = "full"
+archive = "1MiB"
+total = "1GiB"
+age = "1h"
 [[allow]]
 name = "go"
 host = "proxy.example.com"
@@ -185,7 +192,8 @@ unavailable = "spool"
 			Devices:     []Device{{Path: "/dev/kvm", Projects: []string{"g/**"}}},
 			Projects:    []ProjectLimits{{Project: "g/*", Memory: 1 << 30, CPUs: 0.5, Pids: 16, Disk: 64 << 20, Shm: 1 << 20}},
 		},
-		IDs: IDs{First: 65536, Ranges: 1},
+		IDs:   IDs{First: 65536, Ranges: 1},
+		Cache: Cache{Hermetic: "off", Firewalled: "full", Archive: 1 << 20, Total: 1 << 30, Age: time.Hour},
 		Allow: []AllowRule{
 			{Name: "go", Host: "proxy.example.com", Ports: []int{443, 8443}, Methods: []string{"GET"}, Paths: []string{"/a/"}},
 			{Name: "all", Host: "*.example.org"},
@@ -203,7 +211,7 @@ func TestSandboxdRefuses(t *testing.T) {
 	for _, tt := range []struct{ line, want, hint string }{
 		{"sokcet = '/x'", `unknown key "sokcet"`, `did you mean "socket"?`},
 		{"Socket = '/x'", `unknown key "Socket"`, `did you mean "socket"?`},
-		{"Digest = 'x'", `unknown key "Digest"`, "known here: allow, authority, containerd, default_image, git, gitlab_ca, gitlab_runner, gitlab_url, " +
+		{"Digest = 'x'", `unknown key "Digest"`, "known here: allow, authority, cache, containerd, default_image, git, gitlab_ca, gitlab_runner, gitlab_url, " +
 			"helper_image, ids, images, limits, read_only_root, run_dir, socket, socket_user, source_mismatch, state_dir, stop_grace, upstream_ca"},
 		{"[limit]", `unknown key "limit"`, `did you mean "limits"?`},
 		{"[limits]\nmemroy = '1GiB'", `unknown key "limits.memroy"`, `did you mean "limits.memory"?`},
@@ -296,6 +304,11 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"[ids]\nfirst = 65535", "ids.first: 65535 lies among the host's own ids, 0 to 65535", "take a range that no account and no other container runtime uses"},
 		{"[ids]\nfirst = 4294967296", "ids.first: 4294967296 is out of range", ""},
 		{"[ids]\nfirst = 4294900000\nranges = 2", "ids.ranges: 2 ranges of 65536 from 4294900000 end at 4295031071, after the last id, 4294967294", ""},
+		{"[cache]\nhermetic = 'on'", `cache.hermetic: "on": want "off" or "own" or "full"`, `did you mean "own"?`},
+		{"[cache]\nfirewalled = ''", `cache.firewalled: "": want "off" or "own" or "full"`, ""},
+		{"[cache]\narchive = '1B'", "cache.archive: 1B is not between 1MiB and 1TiB", ""},
+		{"[cache]\ntotal = '1GiB'", "cache.total: 1GiB is less than cache.archive, 2GiB", "one archive must fit into the whole"},
+		{"[cache]\nage = '1m'", "cache.age: 1m0s is not between 1h0m0s and 87600h0m0s", ""},
 		{"[ids]\nranges = 0", "ids.ranges: 0 is not between 1 and 65535", ""},
 		{"[ids]\nranges = -1", "ids.ranges: -1 is not between 1 and 65535", ""},
 		{"[authority]\nsocket = 'x'", `authority.socket: "x" is not a clean absolute path`, "want an absolute path without . and .. parts"},

@@ -68,6 +68,7 @@ type Sandboxd struct {
 	Images     Images      `toml:"images"`
 	Limits     Limits      `toml:"limits"`
 	IDs        IDs         `toml:"ids"`
+	Cache      Cache       `toml:"cache"`
 	Allow      []AllowRule `toml:"allow"`
 	Git        Git         `toml:"git"`
 	Authority  Authority   `toml:"authority"`
@@ -158,6 +159,28 @@ type IDs struct {
 // IDRange is the number of ids in each range.
 const IDRange = 65536
 
+// Cache says what jobs may keep on this host for later ones, per profile: "off",
+// nothing; "own", what an attested job of the same project, protection and profile
+// made; "full", also what nobody vouches for, and the statement says so. Projects
+// share nothing in any of them.
+type Cache struct {
+	// Hermetic is for jobs of that profile. Default "own". A writer of this field
+	// can let unattested files into builds.
+	Hermetic string `toml:"hermetic"`
+	// Firewalled is for jobs of that profile. Default "own". A writer of this field
+	// can let unattested files into builds.
+	Firewalled string `toml:"firewalled"`
+	// Archive is the size that one may have, in bytes, written "2GiB". Default
+	// "2GiB". A writer of this field can fill the disk below StateDir.
+	Archive int64 `toml:"archive,size"`
+	// Total is what all archives may take. Default "20GiB"; those used longest ago
+	// go first. A writer of this field can fill the disk below StateDir.
+	Total int64 `toml:"total,size"`
+	// Age is how long an archive stays that no job uses. Default "336h". A writer
+	// of this field can only make caches useless.
+	Age time.Duration `toml:"age"`
+}
+
 // AllowRule is one line of the firewalled profile's allow-list. A writer of
 // these opens the network to tenants; what passes is recorded all the same,
 // and the digest of the list is in the provenance.
@@ -235,6 +258,7 @@ func DefaultSandboxd() Sandboxd {
 			KeepBytes: 64 << 30, KeepFor: 14 * 24 * time.Hour, MinFree: 2 << 30},
 		Limits:    DefaultLimits(),
 		IDs:       IDs{First: 200_000_000, Ranges: 1024},
+		Cache:     Cache{Hermetic: "own", Firewalled: "own", Archive: 2 << 30, Total: 20 << 30, Age: 14 * 24 * time.Hour},
 		Git:       Git{Submodules: "same-gitlab"},
 		Authority: Authority{Socket: "/run/hallmark-attestd/attestd.sock", Unavailable: "fail"},
 	}
@@ -290,6 +314,7 @@ func (s *Sandboxd) check(c checker) {
 	s.Images.check(c)
 	s.Limits.check(c)
 	s.IDs.check(c)
+	s.Cache.check(c)
 	c.rules("allow", s.Allow)
 	c.oneOf("git.submodules", s.Git.Submodules, "same-gitlab", "off")
 	c.gitRules("git.allow", s.Git.Allow, s.Allow)
@@ -335,4 +360,16 @@ func (i IDs) check(c checker) {
 		c.doc.Report("ids.ranges", "", "%d ranges of %d from %d end at %d, after the last id, %d",
 			i.Ranges, IDRange, i.First, end, int64(last))
 	}
+}
+
+func (k Cache) check(c checker) {
+	c.oneOf("cache.hermetic", k.Hermetic, "off", "own", "full")
+	c.oneOf("cache.firewalled", k.Firewalled, "off", "own", "full")
+	c.size("cache.archive", k.Archive, 1<<20, 1<<40)
+	c.size("cache.total", k.Total, 1<<20, 1<<50)
+	if k.Archive > k.Total {
+		c.doc.Report("cache.total", "one archive must fit into the whole",
+			"%s is less than cache.archive, %s", tomlfile.FormatSize(k.Total), tomlfile.FormatSize(k.Archive))
+	}
+	c.duration("cache.age", k.Age, time.Hour, 10*365*24*time.Hour)
 }

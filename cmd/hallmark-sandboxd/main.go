@@ -29,6 +29,8 @@ import (
 
 	pb "hallmark.build/attest/authority/authoritypb"
 	"hallmark.build/config"
+	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/cache"
 	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/host"
 	"hallmark.build/sandbox/image"
@@ -177,6 +179,10 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 		DeclareSource: c.SourceMismatch == "declare", Spool: c.Authority.Unavailable == "spool", StopGrace: c.StopGrace, ReadOnlyRoot: c.ReadOnlyRoot,
 		Limits: limits.all, Projects: limits.projects, Devices: limits.devices, Preparing: c.Limits.Preparing,
 		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, Git: git, ConfigDigest: c.Digest, Version: version,
+		Caches: host.Caches{
+			Modes:  map[sandbox.Profile]string{sandbox.Hermetic: c.Cache.Hermetic, sandbox.Firewalled: c.Cache.Firewalled},
+			Limits: cache.Limits{Archive: c.Cache.Archive, Total: c.Cache.Total, Age: c.Cache.Age},
+		},
 	}, nil
 }
 

@@ -46,6 +46,7 @@ func TestLeaveSomethingForTheNextJob(t *testing.T) {
 
 	next := harness.Hermetic("probe seek "+mark+" 127.0.0.1 ::1", "ls cached 2>/dev/null && echo 'cache: ESCAPE: it was filled' || true")
 	next.Caches = caches
+	next.Protected = true // the cache is that of refs which anybody may push
 	next.Hooks = []coordinator.Hook{{Name: "pre_get_sources_script", Script: []string{
 		`for f in $(find / '(' -path /proc -o -path /sys ')' -prune -o -name 'mark-*' -print 2>/dev/null); do echo "helper $f: ESCAPE: it is there"; done`,
 		`if git config --system alias.x; then echo 'git: ESCAPE: it is there'; fi`,

@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"sandbox/image":                {"sandbox", "sandbox/image/auth"},
 	"sandbox/image/auth":           {},
 	"sandbox/image/shelf":          {"sandbox/image", "sandbox/image/auth"},
+	"sandbox/cache":                {},
 	"sandbox/workspace":            {"sandbox", "sandbox/record", "sandbox/workspace/..."},
 	"sandbox/workspace/...":        {"sandbox", "sandbox/record", "sandbox/workspace/..."},
 	"sandbox/disk":                 {},

@@ -71,6 +71,7 @@ func (h *Host) judge(ctx context.Context, j *job, head record.Head) error {
 		return fmt.Errorf("close the attempt with the authority: %w", err)
 	}
 	j.closed = closed
+	h.publishCaches(j)
 	return nil
 }
 

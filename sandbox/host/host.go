@@ -54,6 +54,7 @@ import (
 	"hallmark.build/executor"
 	"hallmark.build/executor/joblog"
 	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/cache"
 	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/disk"
 	"hallmark.build/sandbox/image"
@@ -87,6 +88,7 @@ type Config struct {
 	Projects     []ProjectLimits
 	Devices      []Device
 	Preparing    int // sandboxes that are made at once; 0: two for each processor
+	Caches       Caches
 	FirstID      uint32
 	IDRanges     int
 	Allow        []policy.Rule
@@ -178,6 +180,7 @@ type Host struct {
 	ids       *idPool
 	disks     *disk.Maker
 	preparing *gate
+	caches    *cache.Store
 	leftover  []os.DirEntry // records of an earlier daemon
 	postponed chan struct{} // has one element when a record was left to be closed late
 	lastLate  string        // the late record that was tried last; closeLate's own
@@ -214,12 +217,13 @@ func New(ctx context.Context, cfg Config, rt *containerd.Runtime, images *image.
 		cfg.Preparing = 2 * runtime.NumCPU()
 	}
 	h.preparing = newGate(cfg.Preparing)
-	return h, nil
+	return h, h.openCaches()
 }
 
 func (h *Host) workspaces() string { return filepath.Join(h.cfg.StateDir, "jobs") }
 func (h *Host) spools() string     { return filepath.Join(h.cfg.StateDir, "spool") }
 func (h *Host) records() string    { return filepath.Join(h.cfg.StateDir, "records") }
+func (h *Host) cacheDir() string   { return filepath.Join(h.cfg.StateDir, "cache") }
 func (h *Host) late() string       { return filepath.Join(h.cfg.StateDir, "late") }
 
 // Serve answers drivers until the context ends; then it takes down every job

@@ -67,6 +67,7 @@ type job struct {
 	gone       bool
 	blocks     blockLog
 	inputs     inputCount
+	caches     jobCaches
 }
 
 // A container is one that package containerd made; see there for what its

@@ -94,6 +94,11 @@ func (h *Host) stage(ctx context.Context, j *job, stage sandbox.Stage, files exe
 		return sandbox.Exit{}, err
 	}
 	j.forget(stage)
+	if stage == sandbox.RestoreCache {
+		if err := h.restoreCaches(ctx, j, script, out); err != nil {
+			return sandbox.Exit{}, err
+		}
+	}
 	exit, err := h.script(ctx, j, stage, standIn(script, j.border.CA()), files.Log)
 	j.reportBlocks(out)
 	j.reportHits(out)
@@ -104,6 +109,9 @@ func (h *Host) stage(ctx context.Context, j *job, stage sandbox.Stage, files exe
 		if err := h.verifySource(ctx, j); err != nil {
 			return exit, err
 		}
+	}
+	if (stage == sandbox.ArchiveCache || stage == sandbox.ArchiveCacheFail) && exit.Code == 0 {
+		return exit, h.keepCaches(ctx, j, stage, script, out)
 	}
 	if stage.Upload() {
 		return exit, h.attest(ctx, j)

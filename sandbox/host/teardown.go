@@ -51,6 +51,7 @@ func (h *Host) teardown(j *job) error {
 	}
 	j.gone = true
 	j.letGo()
+	h.releaseCaches(j)
 	if j.ids.Count > 0 {
 		h.ids.give(j.ids)
 	}

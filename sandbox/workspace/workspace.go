@@ -107,6 +107,17 @@ func (w *Workspace) Mounts() []sandbox.Mount {
 	}
 }
 
+// Cache opens the directory that containers see as /cache, for archives that the
+// host puts there or takes from it. Whatever a job makes of it, no name leads out.
+func (w *Workspace) Cache() (*os.Root, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.builds == nil {
+		return nil, errClosed
+	}
+	return os.OpenRoot(w.path(cacheName))
+}
+
 // root returns the open root of the builds directory.
 func (w *Workspace) root() (int, error) {
 	w.mu.Lock()
