@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/semaphore"
 
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/image/auth"
@@ -31,7 +32,7 @@ import (
 const (
 	// progressEvery is how often a pull that finishes no layer says something.
 	progressEvery = 10 * time.Second
-	layersAtOnce  = 4
+	layersAtOnce  = 4 // of one pull, fetched and unpacked
 	// turnTime is how long a pull counts as one of those that are let on at a
 	// time. Then it goes on beside them: pulls that a registry draws out, be it
 	// a tenant's own, must not keep everyone waiting.
@@ -160,6 +161,8 @@ func (p *pull) fetch(ctx context.Context, say func(string)) error {
 		client.WithImageHandlerWrapper(t.watch),
 		client.WithUnpackOpts([]client.UnpackOpt{
 			client.WithUnpackDuplicationSuppressor(registryLocks{&p.runtime.unpacking, p.registry}),
+			// For each pull its own: who waits for a layer's bytes waits inside.
+			client.WithUnpackLimiter(semaphore.NewWeighted(layersAtOnce)),
 		}),
 	)
 	stop()

@@ -9,13 +9,17 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd/initproto"
@@ -229,6 +233,44 @@ func TestPullDistrusts(t *testing.T) {
 	}
 	if _, err := b.runtime.ImageConfig(t.Context(), host+"/"+rest); err == nil {
 		t.Error("the forged image is here")
+	}
+}
+
+// Layers are unpacked side by side; what an upper one removes, replaces or hides
+// of a lower one is gone all the same.
+func TestLayersLieAboveEachOther(t *testing.T) {
+	b := start(t)
+	ref, err := b.push("layered", []entry{
+		{name: "bin/", mode: 0o755}, {name: "bin/busybox", mode: 0o755, from: "/bin/busybox"}, {name: "bin/sh", data: "->busybox", mode: 0o777},
+		{name: "bin/find", data: "->busybox", mode: 0o777}, {name: "bin/cat", data: "->busybox", mode: 0o777},
+		{name: "d/", mode: 0o755}, {name: "d/stays", mode: 0o644, data: "1"}, {name: "d/goes", mode: 0o644, data: "1"},
+		{name: "hidden/", mode: 0o755}, {name: "hidden/below", mode: 0o644, data: "1"}, {name: "becomes", mode: 0o644, data: "a file"},
+	}, v1.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := must(remote.Image(must(name.ParseReference(ref))))
+	for _, entries := range [][]entry{
+		{{name: "d/", mode: 0o755}, {name: "d/.wh.goes", mode: 0o644}, {name: "d/comes", mode: 0o644, data: "2"}},
+		{{name: "hidden/", mode: 0o755}, {name: "hidden/.wh..wh..opq", mode: 0o644}, {name: "hidden/above", mode: 0o644, data: "3"}},
+		{{name: "becomes/", mode: 0o755}, {name: "becomes/directory", mode: 0o644, data: "4"}, {name: "d/", mode: 0o755}, {name: "d/stays", mode: 0o644, data: "4"}},
+	} {
+		img = must(mutate.AppendLayers(img, must(layer(entries))))
+	}
+	to := must(name.ParseReference(strings.TrimPrefix(b.shelf.URL, "http://") + "/test/layered:all"))
+	if err := remote.Write(to, img); err != nil {
+		t.Fatal(err)
+	}
+	s := b.spec("base")
+	s.Image = to.Context().Name() + "@" + must(img.Digest()).String()
+	if err := b.runtime.Pull(t.Context(), Order{Reference: s.Image}); err != nil {
+		t.Fatal(err)
+	}
+	got := run(t, b.create(t, s), shell("find /d /hidden /becomes -type f; cat /d/stays"))
+	files := strings.Fields(got.out)
+	slices.Sort(files)
+	if d := cmp.Diff([]string{"/becomes/directory", "/d/comes", "/d/stays", "/hidden/above", "4"}, files); d != "" {
+		t.Errorf("%s%s", d, got.err)
 	}
 }
 
