@@ -41,6 +41,7 @@ func TestSandboxdDefaults(t *testing.T) {
 		Images: Images{PullPolicy: []string{"always"}, PullsAtOnce: 4,
 			KeepBytes: 68719476736, KeepFor: 336 * time.Hour, MinFree: 2147483648},
 		Limits:    Limits{Memory: 4294967296, Pids: 4096, Disk: 32 << 30, Shm: 512 << 20, Tmpfs: 536870912, OpenFiles: 1048576},
+		Services:  Services{Limit: 16, WaitTimeout: 30 * time.Second, DebugLogs: true},
 		IDs:       IDs{First: 200000000, Ranges: 1024},
 		Cache:     Cache{Hermetic: "own", Firewalled: "own", Archive: 2147483648, Total: 21474836480, Age: 336 * time.Hour},
 		Git:       Git{Submodules: "same-gitlab"},
@@ -139,6 +140,13 @@ cpus = 0.5
 pids = 16
 disk = "64MiB"
 shm = "1MiB"
+[services]
+limit = 0
+wait_timeout = "-1s"
+debug_logs = false
+memory = "64MiB"
+cpus = 0.01
+pids = 32
 [ids]
 first = 65536
 ranges = 1
@@ -192,8 +200,9 @@ unavailable = "spool"
 			Devices:     []Device{{Path: "/dev/kvm", Projects: []string{"g/**"}}},
 			Projects:    []ProjectLimits{{Project: "g/*", Memory: 1 << 30, CPUs: 0.5, Pids: 16, Disk: 64 << 20, Shm: 1 << 20}},
 		},
-		IDs:   IDs{First: 65536, Ranges: 1},
-		Cache: Cache{Hermetic: "off", Firewalled: "full", Archive: 1 << 20, Total: 1 << 30, Age: time.Hour},
+		IDs:      IDs{First: 65536, Ranges: 1},
+		Cache:    Cache{Hermetic: "off", Firewalled: "full", Archive: 1 << 20, Total: 1 << 30, Age: time.Hour},
+		Services: Services{WaitTimeout: -time.Second, Memory: 64 << 20, CPUs: 0.01, Pids: 32},
 		Allow: []AllowRule{
 			{Name: "go", Host: "proxy.example.com", Ports: []int{443, 8443}, Methods: []string{"GET"}, Paths: []string{"/a/"}},
 			{Name: "all", Host: "*.example.org"},
@@ -212,7 +221,7 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"sokcet = '/x'", `unknown key "sokcet"`, `did you mean "socket"?`},
 		{"Socket = '/x'", `unknown key "Socket"`, `did you mean "socket"?`},
 		{"Digest = 'x'", `unknown key "Digest"`, "known here: allow, authority, cache, containerd, default_image, git, gitlab_ca, gitlab_runner, gitlab_url, " +
-			"helper_image, ids, images, limits, read_only_root, run_dir, socket, socket_user, source_mismatch, state_dir, stop_grace, upstream_ca"},
+			"helper_image, ids, images, limits, read_only_root, run_dir, services, socket, socket_user, source_mismatch, state_dir, stop_grace, upstream_ca"},
 		{"[limit]", `unknown key "limit"`, `did you mean "limits"?`},
 		{"[limits]\nmemroy = '1GiB'", `unknown key "limits.memroy"`, `did you mean "limits.memory"?`},
 		{"[[allow]]\nname='a'\nhost='a.example.com'\nport=1", `unknown key "allow[0].port"`, `did you mean "allow[0].ports"?`},
@@ -249,6 +258,12 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"[containerd]\nbin_dir = ''", "containerd.bin_dir: must not be empty", "want an absolute path without . and .. parts"},
 		{"[images]\nallowed = 'x'", "images.allowed: want a list, not a string", "put it in [ ]"},
 		{"[images]\nallowed = ['a', '[x']", `images.allowed[1]: "[x" is not a glob`, "* is anything within one part, ** any number of parts, {a,b} a choice"},
+		{"[services]\nlimit = 65", "services.limit: 65 is not between 0 and 64", ""},
+		{"[services]\nlimit = -1", "services.limit: -1 is not between 0 and 64", ""},
+		{"[services]\nwait_timeout = '11m'", "services.wait_timeout: 11m0s is not between -1s and 10m0s", ""},
+		{"[services]\nmemory = '1MiB'", "services.memory: 1MiB is not between 64MiB and 1024TiB", ""},
+		{"[services]\ncpus = -1", "services.cpus: -1 is not between 0.01 and 4096", "0 means those of limits.cpus"},
+		{"[services]\npids = 8", "services.pids: 8 is not between 32 and 4194304", ""},
 		{"[images]\nallowed = ['']", `images.allowed[0]: "" is not a glob`, `as "registry.example.com/ci/**"`},
 		{"[images]\nallowed = ['docker://a/**']", `images.allowed[0]: "docker://a/**" can match no image's name`, "leave the scheme off"},
 		{"[images]\nallowed = ['a', 'a']", `images.allowed[1]: "a" is there twice`, ""},

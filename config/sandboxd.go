@@ -67,6 +67,7 @@ type Sandboxd struct {
 	Containerd Containerd  `toml:"containerd"`
 	Images     Images      `toml:"images"`
 	Limits     Limits      `toml:"limits"`
+	Services   Services    `toml:"services"`
 	IDs        IDs         `toml:"ids"`
 	Cache      Cache       `toml:"cache"`
 	Allow      []AllowRule `toml:"allow"`
@@ -144,6 +145,27 @@ type Images struct {
 	// MinFree is the disk space below which unused images are removed. Default
 	// "2GiB"; 0 is no limit. For a writer of this field holds what KeepBytes says.
 	MinFree int64 `toml:"min_free,size"`
+}
+
+// Services bound what jobs run beside the build. A writer of these can let one
+// job starve the others on this host.
+type Services struct {
+	// Limit is the number of services that a job may ask for, 64 at most.
+	// Default 16; 0 refuses jobs that have services.
+	Limit int `toml:"limit"`
+	// WaitTimeout is how long a job waits until its services listen, before it
+	// goes on with a warning. Default "30s"; "0s" or less does not wait. A writer
+	// of this field can only make jobs slow, or start them too early.
+	WaitTimeout time.Duration `toml:"wait_timeout"`
+	// DebugLogs lets jobs that set CI_DEBUG_SERVICES have what their services say
+	// in the job log, where whoever may see the log reads it. Default true.
+	DebugLogs bool `toml:"debug_logs"`
+	// Memory of each service, written "1GiB". Default "0B": as Limits.Memory.
+	Memory int64 `toml:"memory,size"`
+	// CPUs of each service. Default 0: as Limits.CPUs.
+	CPUs float64 `toml:"cpus"`
+	// Pids of each service. Default 0: as Limits.Pids.
+	Pids int64 `toml:"pids"`
 }
 
 // IDs are the host's user and group ids that containers run as, in ranges of
@@ -257,6 +279,7 @@ func DefaultSandboxd() Sandboxd {
 		Images: Images{PullPolicy: []string{"always"}, PullsAtOnce: 4,
 			KeepBytes: 64 << 30, KeepFor: 14 * 24 * time.Hour, MinFree: 2 << 30},
 		Limits:    DefaultLimits(),
+		Services:  Services{Limit: 16, WaitTimeout: 30 * time.Second, DebugLogs: true},
 		IDs:       IDs{First: 200_000_000, Ranges: 1024},
 		Cache:     Cache{Hermetic: "own", Firewalled: "own", Archive: 2 << 30, Total: 20 << 30, Age: 14 * 24 * time.Hour},
 		Git:       Git{Submodules: "same-gitlab"},
@@ -313,6 +336,7 @@ func (s *Sandboxd) check(c checker) {
 	c.path("containerd.bin_dir", s.Containerd.BinDir)
 	s.Images.check(c)
 	s.Limits.check(c)
+	s.Services.check(c)
 	s.IDs.check(c)
 	s.Cache.check(c)
 	c.rules("allow", s.Allow)
@@ -345,6 +369,20 @@ func (i Images) check(c checker) {
 	c.duration("images.keep_for", i.KeepFor, 0, 10*365*24*time.Hour)
 	c.size("images.keep_bytes", i.KeepBytes, 0, 1<<60)
 	c.size("images.min_free", i.MinFree, 0, 1<<50)
+}
+
+func (s Services) check(c checker) {
+	c.between("services.limit", int64(s.Limit), 0, 64)
+	c.duration("services.wait_timeout", s.WaitTimeout, -time.Second, 10*time.Minute)
+	if s.Memory != 0 {
+		c.size("services.memory", s.Memory, 64<<20, 1<<50)
+	}
+	if !(s.CPUs == 0 || s.CPUs >= 0.01 && s.CPUs <= 4096) {
+		c.doc.Report("services.cpus", "0 means those of limits.cpus", "%v is not between 0.01 and 4096", s.CPUs)
+	}
+	if s.Pids != 0 {
+		c.between("services.pids", s.Pids, 32, 4<<20)
+	}
 }
 
 func (i IDs) check(c checker) {

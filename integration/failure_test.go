@@ -41,15 +41,6 @@ func TestImagesThatCannotRunAreTheJobsFault(t *testing.T) {
 	}
 }
 
-func TestServicesAreRefusedAndSaidSo(t *testing.T) {
-	job := hermetic("echo not reached")
-	job.Services = []coordinator.Image{{Name: theWorld.Images[images.Shell], Alias: "db"}}
-	r := run(t, job)
-	expect(t, r, coordinator.Failed, "script_failure")
-	mention(t, r, "service", "hint:")
-	never(t, r, "\nnot reached")
-}
-
 func TestOversizedVariableFailsTheJobAndLeavesNothing(t *testing.T) {
 	job := hermetic("echo not reached")
 	job.Variables = []coordinator.Variable{{Key: "HUGE", Value: strings.Repeat("x", 200<<10)}}

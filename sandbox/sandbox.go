@@ -8,12 +8,14 @@ package sandbox
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
 
-// A Role says which of an attempt's containers is meant. Each role has a
-// network namespace and a pid namespace of its own; no role is trusted.
+// A Role says which of an attempt's containers is meant. Each has a pid namespace
+// of its own, and a network namespace, which services share with the build; no
+// role is trusted.
 type Role string
 
 const (
@@ -25,6 +27,14 @@ const (
 	// variables, so what runs there is the tenant's all the same.
 	Helper Role = "helper"
 )
+
+// ServiceRole is the container of a job's service, counted from 0. Services join
+// the build container's network, as they must to be reached by name on any port
+// without a device in it; pid, ipc, mount and user namespace are their own, so
+// that they can neither signal nor trace what the build runs. They have the
+// job's range of ids, for the work tree that they share with the build: its
+// files would belong to nobody in another range.
+func ServiceRole(n int) Role { return Role("service" + strconv.Itoa(n)) }
 
 // A Profile is the security mode that an admin offers. A project picks it by tag.
 type Profile string
@@ -66,10 +76,14 @@ const (
 	CleanupFiles      Stage = "cleanup_file_variables"
 )
 
-// Tenant reports whether the tenant wrote the stage's script: such stages run
-// in the build container, all others in the helper.
+// Services is no stage of the runner's. It stands for the time in which services
+// run and no tenant stage does.
+const Services Stage = "services"
+
+// Tenant reports whether the tenant wrote what runs: such stages run in the
+// build container, all others in the helper.
 func (s Stage) Tenant() bool {
-	return s == BuildScript || s == AfterScript || strings.HasPrefix(string(s), "step_")
+	return s == Services || s == BuildScript || s == AfterScript || strings.HasPrefix(string(s), "step_")
 }
 
 // Known reports whether the stage is one that GitLab Runner 19.4 may ask for.
@@ -80,7 +94,7 @@ func (s Stage) Known() bool {
 		ArchiveCache, ArchiveCacheFail, UploadSuccess, UploadFailure, CleanupFiles:
 		return true
 	}
-	return s.Tenant()
+	return s.Tenant() && s != Services
 }
 
 // Role is the container that the stage runs in.

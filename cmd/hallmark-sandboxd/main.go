@@ -178,6 +178,8 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage, Images: images,
 		DeclareSource: c.SourceMismatch == "declare", Spool: c.Authority.Unavailable == "spool", StopGrace: c.StopGrace, ReadOnlyRoot: c.ReadOnlyRoot,
 		Limits: limits.all, Projects: limits.projects, Devices: limits.devices, Preparing: c.Limits.Preparing,
+		Services: host.ServiceRules{Limit: c.Services.Limit, Wait: c.Services.WaitTimeout, DebugLogs: c.Services.DebugLogs,
+			Limits: sandbox.Limits{MemoryBytes: c.Services.Memory, CPUs: c.Services.CPUs, Pids: c.Services.Pids}},
 		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, Git: git, ConfigDigest: c.Digest, Version: version,
 		Caches: host.Caches{
 			Modes:  map[sandbox.Profile]string{sandbox.Hermetic: c.Cache.Hermetic, sandbox.Firewalled: c.Cache.Firewalled},

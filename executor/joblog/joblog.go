@@ -26,6 +26,8 @@ const MaxLine = 2048
 const (
 	reset = "\x1b[0;m"
 	red   = "\x1b[31;1m"
+	amber = "\x1b[0;33m"
+	grey  = "\x1b[0;37m"
 	cyan  = "\x1b[36;1m"
 	clear = "\x1b[0K"
 )
@@ -94,6 +96,16 @@ func (l *Log) Printf(format string, args ...any) {
 // Hint writes what the reader can do.
 func (l *Log) Hint(text string) {
 	l.write(reset + "hint: " + Clean(text) + "\n")
+}
+
+// Warn writes a warning in GitLab Runner's shape.
+func (l *Log) Warn(text string) {
+	l.write(amber + "*** WARNING:" + reset + " " + Clean(text) + "\n")
+}
+
+// Quote writes a line that a service said, as GitLab Runner shows it.
+func (l *Log) Quote(source, line string) {
+	l.write(grey + "[service:" + Clean(source) + "] " + Clean(line) + reset + "\n")
 }
 
 // Error writes what went wrong.

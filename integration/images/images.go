@@ -55,6 +55,8 @@ type Recipe struct {
 	// Entrypoint, Command and User go into the image's configuration.
 	Entrypoint, Command []string
 	User                string
+	Dir                 string   // working directory
+	Expose              []string // ports, such as "80/tcp"
 }
 
 // A File is one file of an image.
@@ -200,7 +202,13 @@ func (r Recipe) assemble(base v1.Image, layers []v1.Layer) (v1.Image, error) {
 	file.Created = v1.Time{Time: epoch}
 	file.Config = v1.Config{
 		Env:        append([]string{"PATH=" + r.searchPath()}, r.Env...),
-		Entrypoint: r.Entrypoint, Cmd: r.Command, User: r.User,
+		Entrypoint: r.Entrypoint, Cmd: r.Command, User: r.User, WorkingDir: r.Dir,
+	}
+	for _, port := range r.Expose {
+		if file.Config.ExposedPorts == nil {
+			file.Config.ExposedPorts = map[string]struct{}{}
+		}
+		file.Config.ExposedPorts[port] = struct{}{}
 	}
 	return mutate.ConfigFile(img, file)
 }
@@ -334,6 +342,9 @@ func (r Recipe) key(ctx context.Context) (string, error) {
 		User                               string
 		Go                                 bool
 	}{r.Packages, r.Env, r.Entrypoint, r.Command, r.User, r.Go}}
+	if r.Dir != "" || r.Expose != nil {
+		parts["service"] = []any{r.Dir, r.Expose}
+	}
 	if r.Base != nil {
 		base, err := r.Base.key(ctx)
 		if err != nil {

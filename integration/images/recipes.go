@@ -16,6 +16,8 @@ const (
 	Go      = "golang"  // the same with Go: compiles programs
 	Shell   = "shell"   // busybox: the smallest image that can run a job
 	NoShell = "noshell" // a program and nothing else
+	Redis   = "redis"   // a database, as a service
+	Web     = "web"     // busybox that serves a page, as a service
 	User    = "user"    // busybox with a user, an entrypoint and a command of its own
 )
 
@@ -59,6 +61,10 @@ func Recipes(probe string) []Recipe {
 		{Name: Go, Base: &helper, Go: true, Env: []string{"GOTOOLCHAIN=local", "GOFLAGS=-buildvcs=false"}},
 		{Name: Shell, Files: shell},
 		{Name: NoShell, Files: []File{{Path: "/app", Host: busybox, Mode: 0o755}}, Entrypoint: []string{"/app"}},
+		{Name: Redis, Packages: []string{"redis-server"}, User: "redis", Dir: "/var/lib/redis", Expose: []string{"6379/tcp"},
+			Entrypoint: []string{"redis-server"}, Command: []string{"--protected-mode", "no"}},
+		{Name: Web, Files: append([]File{{Path: "/www/index.html", Data: []byte("a page\n"), Mode: 0o644}}, shell...), Dir: "/www", Expose: []string{"80/tcp"},
+			Env: []string{"FROM_IMAGE=image", "OVER=image"}, Command: []string{"busybox", "httpd", "-f", "-p", "80"}},
 		{Name: User, Files: append(append([]File{}, shell...), entrypoint), User: "builder", Entrypoint: []string{"/entrypoint.sh"}, Command: []string{"sh"}},
 	}, wild(bare, shell, probe)...)
 }

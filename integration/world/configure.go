@@ -85,6 +85,9 @@ allowed_pull_policies = ["always", "if-not-present", "never"]
 memory = "2GiB"
 pids = 1024
 
+[services]
+wait_timeout = "10s"
+
 [[allow]]
 name = "packages"
 host = "%s"

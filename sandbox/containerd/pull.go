@@ -437,6 +437,8 @@ type ImageConfig struct {
 	Cmd        []string
 	User       string
 	WorkingDir string
+	// ExposedPorts are words such as "5432/tcp".
+	ExposedPorts map[string]struct{}
 }
 
 // ImageConfig reads the configuration of an image that was pulled. One that is
@@ -472,6 +474,8 @@ func parseConfig(raw []byte) (ImageConfig, error) {
 			Cmd        []string
 			User       string
 			WorkingDir string
+
+			ExposedPorts map[string]struct{}
 		} `json:"config"`
 	}
 	if err := json.Unmarshal(raw, &doc); err != nil {

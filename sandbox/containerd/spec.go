@@ -36,7 +36,7 @@ const (
 
 var (
 	sessionForm  = regexp.MustCompile(`^[0-9a-z]{1,40}$`)
-	roleForm     = regexp.MustCompile(`^[a-z]{1,16}$`)
+	roleForm     = regexp.MustCompile(`^[a-z]{1,16}[0-9]{0,3}$`)
 	hostnameForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 	byDigest     = regexp.MustCompile(`^[^@\s]+@sha256:[0-9a-f]{64}$`)
 )
@@ -76,7 +76,7 @@ func check(s sandbox.Spec) error {
 	case !sessionForm.MatchString(s.Session):
 		return fmt.Errorf("session %q: want lower-case letters and digits", s.Session)
 	case !roleForm.MatchString(string(s.Role)):
-		return fmt.Errorf("role %q: want lower-case letters", s.Role)
+		return fmt.Errorf("role %q: want lower-case letters, with a number at most", s.Role)
 	case !byDigest.MatchString(s.Image):
 		return fmt.Errorf("image %q: want a reference by sha256 digest", s.Image)
 	case s.Hostname != "" && !hostnameForm.MatchString(s.Hostname):

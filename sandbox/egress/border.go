@@ -47,6 +47,9 @@ type Config struct {
 	Lifetime time.Duration
 	// Secrets are values of the job that no record may show in a URL.
 	Secrets []string
+	// LocalNames are those of services in the build's namespace: its DNS answers
+	// them with 127.0.0.1. Each is a [Name].
+	LocalNames []string
 	// OnBlock is told of refusals, once for each that is recorded: the first of
 	// its kind as it happens, the number of further ones when the stage ends. It
 	// is called from several goroutines.
@@ -102,6 +105,20 @@ func Open(ctx context.Context, cfg Config) (*Border, error) {
 	return &Border{cfg: cfg, ca: ca, up: up, secrets: newSecrets(cfg.Secrets), patience: usualPatience(), uploading: make(chan struct{}, 1), sides: map[sandbox.Role]*side{}}, nil
 }
 
+// Listening returns the TCP ports on which something of the tenant's listens in
+// the role's namespace.
+func (b *Border) Listening(role sandbox.Role) (map[int]bool, error) {
+	s := b.side(role)
+	if s == nil {
+		return nil, fmt.Errorf("border: no namespace of role %s", role)
+	}
+	ports, err := s.ns.listening()
+	if err != nil {
+		return nil, fmt.Errorf("border: %s: %w", role, err)
+	}
+	return ports, nil
+}
+
 // CA is the certificate, in PEM, that the containers must trust.
 func (b *Border) CA() []byte { return append([]byte{}, b.ca.pem...) }
 
@@ -143,12 +160,15 @@ func (b *Border) Begin(role sandbox.Role, stage sandbox.Stage) {
 // End closes the stage's permission and every connection of the role, and waits
 // for their handlers. It returns a *sandbox.SecurityError if an upload differed
 // from the sealed workspace, or why evidence could not be recorded.
-func (b *Border) End(role sandbox.Role) error {
+func (b *Border) End(role sandbox.Role) error { return b.EndTo(role, "") }
+
+// EndTo is End, and opens another stage's permission in the same moment.
+func (b *Border) EndTo(role sandbox.Role, next sandbox.Stage) error {
 	s := b.side(role)
 	if s == nil {
 		return nil
 	}
-	err := s.turn("")
+	err := s.turn(next)
 	b.up.closeIdle()
 	b.mu.Lock()
 	defer b.mu.Unlock()

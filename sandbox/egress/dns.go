@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,7 +48,7 @@ func (n *names) answer(query []byte) []byte {
 		reply.RCode = dnsmessage.RCodeFormatError
 		return pack(reply, nil, nil)
 	}
-	name, ok := dnsName(q.Name.String())
+	name, ok := Name(q.Name.String())
 	if !ok {
 		reply.RCode = dnsmessage.RCodeNameError
 		return pack(reply, &q, nil)
@@ -74,6 +75,9 @@ func (n *names) resolve(name string, qtype dnsmessage.Type) (dnsmessage.Resource
 	}
 	if qtype != dnsmessage.TypeA {
 		return nil, true
+	}
+	if slices.Contains(n.local, name) {
+		return &dnsmessage.AResource{A: [4]byte{127, 0, 0, 1}}, true
 	}
 	addr, ok := n.address(name)
 	if !ok {

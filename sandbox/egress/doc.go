@@ -5,7 +5,8 @@
 //
 // # What stands where
 //
-// Each role of a job (build, helper) has a network namespace of its own. It has
+// Each role of a job (build, helper) has a network namespace of its own; services
+// are in the build's. It has
 // loopback and no other device, and it belongs to the host's user namespace:
 // root inside a container has no capability over it, and can neither add a
 // device or route nor change a rule. Two local routes (0.0.0.0/0 and ::/0 on lo)
@@ -39,7 +40,8 @@
 //
 // # Names
 //
-// Every name is answered with an address of 198.18.0.0/15 of its own; other types
+// Services' names are answered with 127.0.0.1 in the build's namespace. Every other
+// name is answered with an address of 198.18.0.0/15 of its own; other types
 // are empty, HTTPS and SVCB among them, so that no client learns of encrypted
 // client hello, QUIC or another port. A query is forwarded to nobody: names carry
 // nothing out. The address brings the name back when a connection comes. All

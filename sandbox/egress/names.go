@@ -21,6 +21,8 @@ type names struct {
 	byName map[string]netip.Addr
 	byAddr []string // index is the address's offset in fakeRange
 
+	local []string // answered with 127.0.0.1
+
 	full func() // told when a name found no room; may be nil
 }
 
@@ -63,9 +65,9 @@ func (n *names) name(addr netip.Addr) (name string, fake, ok bool) {
 	return n.byAddr[i], true, true
 }
 
-// dnsName returns a name as it is compared, or false for what is not a name:
+// Name returns a name as DNS compares it here, or false for what is not a name:
 // labels of letters, digits, hyphens and underscores, the last one not a number.
-func dnsName(s string) (string, bool) {
+func Name(s string) (string, bool) {
 	s = strings.ToLower(strings.TrimSuffix(s, "."))
 	if s == "" || len(s) > 253 {
 		return "", false

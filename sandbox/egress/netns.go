@@ -33,6 +33,7 @@ type namespace struct {
 	dnsTCP  []net.Listener
 	dns4    *net.UDPConn
 	dns6    *net.UDPConn // nil where the host has no IPv6
+	tables  []*os.File   // of its TCP sockets, one a family
 }
 
 // newNamespace makes the namespace on a thread of its own, which dies with it.
@@ -76,6 +77,9 @@ func buildNamespace(ctx context.Context) (_ *namespace, err error) {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	six := haveIPv6()
+	if err := ns.openTables(six); err != nil {
+		return nil, err
+	}
 	if err := tune(six); err != nil {
 		return nil, err
 	}
@@ -316,6 +320,9 @@ func (ns *namespace) closeSockets() {
 // close releases all that was opened. It works on the half-built, and twice.
 func (ns *namespace) close() {
 	ns.closeSockets()
+	for _, t := range ns.tables {
+		t.Close()
+	}
 	if ns.file != nil {
 		ns.file.Close()
 	}

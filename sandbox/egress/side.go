@@ -37,6 +37,9 @@ type side struct {
 
 func newSide(b *Border, role sandbox.Role, ns *namespace) *side {
 	s := &side{b: b, role: role, ns: ns, names: newNames()}
+	if role == sandbox.Build {
+		s.names.local = b.cfg.LocalNames
+	}
 	s.period = newPeriod(s, "")
 	s.names.full = func() {
 		_ = s.current().block(record.Block{Protocol: "dns", Target: "any", Rule: ruleCapacity, Reason: "more names than the border knows"})

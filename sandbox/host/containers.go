@@ -5,15 +5,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
+	"hallmark.build/executor"
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/image"
 )
 
-// create starts both containers at once.
+// create starts all containers at once.
 func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) error {
 	config, err := h.runtime.ImageConfig(ctx, build.Reference)
 	if err != nil {
@@ -29,16 +31,25 @@ func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) er
 	j.workDir = config.WorkingDir
 	j.env[sandbox.Build] = environment(config.Env, "")
 	j.env[sandbox.Helper] = environment(helperConfig.Env, "/tmp")
-	mounts, err := j.mounts()
+	mounts, err := j.mounts(sandbox.Build, jobHostname(j.payload))
+	if err != nil {
+		return err
+	}
+	helperMounts, err := j.mounts(sandbox.Helper, jobHostname(j.payload))
 	if err != nil {
 		return err
 	}
 	specs := map[sandbox.Role]sandbox.Spec{
 		sandbox.Build:  h.spec(j, sandbox.Build, build.Reference, mounts),
-		sandbox.Helper: h.spec(j, sandbox.Helper, helper.Reference, append(mounts, sandbox.Mount{Source: h.cfg.GitLabRunner, Target: "/usr/local/bin/gitlab-runner", ReadOnly: true})),
+		sandbox.Helper: h.spec(j, sandbox.Helper, helper.Reference, append(helperMounts, sandbox.Mount{Source: h.cfg.GitLabRunner, Target: "/usr/local/bin/gitlab-runner", ReadOnly: true})),
+	}
+	for _, s := range j.services {
+		if specs[s.role], err = h.serviceSpec(j, s); err != nil {
+			return err
+		}
 	}
 	for role, spec := range specs {
-		if spec.NetNS, err = j.border.Namespace(role); err != nil {
+		if spec.NetNS, err = j.border.Namespace(networkOf(role)); err != nil {
 			return fmt.Errorf("border: %w", err)
 		}
 		specs[role] = spec
@@ -59,13 +70,21 @@ func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) er
 
 func (h *Host) spec(j *job, role sandbox.Role, reference string, mounts []sandbox.Mount) sandbox.Spec {
 	return sandbox.Spec{
-		Session: j.session, Role: role, Image: reference, Hostname: hostname(j),
+		Session: j.session, Role: role, Image: reference, Hostname: jobHostname(j.payload),
 		IDs: j.ids, Limits: j.limits.forRole(role), Scratch: j.scratch(role), Mounts: mounts,
 		ReadOnly: role == sandbox.Helper || h.cfg.ReadOnlyRoot, CA: j.border.CA(),
 	}
 }
 
-func hostname(j *job) string { return fmt.Sprintf("job-%d", j.payload.ID) }
+// networkOf is the role whose network namespace a container is in.
+func networkOf(role sandbox.Role) sandbox.Role {
+	if role == sandbox.Helper {
+		return role
+	}
+	return sandbox.Build
+}
+
+func jobHostname(j *executor.Job) string { return fmt.Sprintf("job-%d", j.ID) }
 
 // environment is what a stage's shell starts with. The script itself exports
 // the job's variables.
@@ -89,18 +108,24 @@ func hasKey(env []string, key string) bool {
 	return false
 }
 
-// mounts are those that both containers have: the workspace, and the names
-// that resolve to the border.
-func (j *job) mounts() ([]sandbox.Mount, error) {
-	name := hostname(j)
+// mounts are those that all containers have: the workspace, and the names that
+// resolve to the border, or to services where they are.
+func (j *job) mounts(role sandbox.Role, name string) ([]sandbox.Mount, error) {
+	hosts := "127.0.0.1\tlocalhost " + name + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+	if networkOf(role) == sandbox.Build && len(j.services) > 0 {
+		hosts += "127.0.0.1\t" + buildName + " " + jobHostname(j.payload) + "\n"
+		for _, s := range j.services {
+			hosts += "127.0.0.1\t" + strings.Join(s.names, " ") + "\n"
+		}
+	}
 	files := map[string]string{
 		"resolv.conf": "nameserver 127.0.0.1\noptions attempts:1 timeout:5\n",
-		"hosts":       "127.0.0.1\tlocalhost " + name + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+		"hosts":       hosts,
 		"hostname":    name + "\n",
 	}
 	mounts := j.space.Mounts()
 	for file, content := range files {
-		path := filepath.Join(j.dir, file)
+		path := filepath.Join(j.dir, string(role)+"-"+file)
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			return nil, err
 		}

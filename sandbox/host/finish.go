@@ -40,6 +40,9 @@ func (h *Host) finish(j *job, log *slog.Logger) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
+	if err := j.stopServices(ctx); err != nil {
+		log.Error("services not ended", "error", err)
+	}
 	if err := h.close(ctx, j, j.results.sum()); err != nil {
 		j.closed.Reason = err.Error()
 		log.Error("attempt not closed", "error", err)

@@ -89,6 +89,7 @@ type Config struct {
 	Devices      []Device
 	Preparing    int // sandboxes that are made at once; 0: two for each processor
 	Caches       Caches
+	Services     ServiceRules
 	FirstID      uint32
 	IDRanges     int
 	Allow        []policy.Rule

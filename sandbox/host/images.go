@@ -83,7 +83,10 @@ func (h *Host) fetchImage(ctx context.Context, j *job, entry record.Image, wante
 	if err != nil {
 		return image.Image{}, err
 	}
-	entry.Name, entry.Reference, entry.Manifest = img.Name, img.Reference, img.Manifest
+	if entry.Name == "" {
+		entry.Name = img.Name
+	}
+	entry.Reference, entry.Manifest = img.Reference, img.Manifest
 	entry.Index, entry.Config, entry.Platform = img.Index, img.Config, img.Platform
 	if _, err := j.record.Append(record.ImageResolved, entry); err != nil {
 		return image.Image{}, err

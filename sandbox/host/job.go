@@ -56,6 +56,10 @@ type job struct {
 	workDir    string              // of the build image; may be empty
 	holds      []func()            // release the images that the job runs on
 	ring       map[bool]*auth.Ring // logins for images: the host's own by true
+	services   []*service
+	serving    bool // services were started, and not ended
+	awaited    bool // until they listen
+	news       serviceNews
 	sealed     bool
 	sourced    bool // source verified, or declared
 	results    results
@@ -79,7 +83,7 @@ type container interface {
 	Hits() []sandbox.Hit
 }
 
-// containers are the attempt's, by role; both are made at once.
+// containers are the attempt's, by role; all are made at once.
 type containers struct {
 	mu     sync.Mutex
 	byRole map[sandbox.Role]container

@@ -38,14 +38,21 @@ func (h *Host) prepare(ctx context.Context, conn *executor.Conn, out *joblog.Log
 	if err != nil {
 		return err
 	}
-	if err := h.accept(payload, profile); err != nil {
+	if err := h.accept(payload); err != nil {
 		return err
+	}
+	services, warnings, err := h.planServices(payload, profile)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		out.Warn(w)
 	}
 	j := &job{
 		session: req.Session, profile: profile, payload: payload,
 		runner: parentOf(conn.Peer().PID), started: time.Now(),
 		dir: h.jobDir(req.Session), recordPath: filepath.Join(h.records(), req.Session+".jsonl"),
-		env: map[sandbox.Role][]string{}, spool: h.cfg.Spool,
+		env: map[sandbox.Role][]string{}, spool: h.cfg.Spool, services: services,
 	}
 	if j.limits, err = h.boundsOf(payload); err != nil {
 		return err
@@ -89,7 +96,7 @@ func readPayload(f *os.File) (*executor.Job, error) {
 }
 
 // accept refuses jobs that could not be attested truthfully.
-func (h *Host) accept(j *executor.Job, profile sandbox.Profile) error {
+func (h *Host) accept(j *executor.Job) error {
 	repo, err := j.Repository()
 	switch {
 	case err != nil:
@@ -100,9 +107,6 @@ func (h *Host) accept(j *executor.Job, profile sandbox.Profile) error {
 	case repo.Scheme != h.cfg.GitLab.Scheme || repo.Host != h.cfg.GitLab.Host:
 		return &hintedError{fmt.Errorf("the job comes from %s://%s, this host works for %s", repo.Scheme, repo.Host, h.cfg.GitLab),
 			"set gitlab_url in the sandbox daemon's configuration"}
-	case len(j.Services) > 0:
-		return &sandbox.UserError{Err: fmt.Errorf("service %q: services are not run under profile %s", j.Services[0].Name, profile),
-			Hint: "remove `services:` from the job, or run it on a runner without Hallmark"}
 	case truthy(j.Variables, "RUNNER_GENERATE_ARTIFACTS_METADATA"):
 		return &sandbox.UserError{Err: errors.New("RUNNER_GENERATE_ARTIFACTS_METADATA is set: the runner would write its own, unsigned statement into the sealed work tree"),
 			Hint: "remove the variable; what Hallmark signs takes its place"}
@@ -144,6 +148,9 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 	}
 	build, helper, err := h.fetchImages(ctx, j, out)
 	if err != nil {
+		return err
+	}
+	if err := h.fetchServices(ctx, j, out); err != nil {
 		return err
 	}
 	leave, err := h.preparing.enter(ctx, j.payload.Info.ProjectFullPath, func(others int) {
@@ -282,7 +289,7 @@ func (h *Host) openBorder(ctx context.Context, j *job, pol policy.Policy, out *j
 	border, err := egress.Open(ctx, egress.Config{
 		Policy: pol, Record: recorder{j}, GitLabRoots: h.cfg.GitLabRoots, UpstreamRoots: h.cfg.Upstream,
 		SpoolDir: h.spools(), CheckUpload: j.space.Match, Lifetime: lifetime,
-		Secrets: masked(j.payload.Variables), OnBlock: j.blocks.note, Log: h.log.With("session", j.session),
+		Secrets: masked(j.payload.Variables), OnBlock: j.blocks.note, LocalNames: j.localNames(), Log: h.log.With("session", j.session),
 	})
 	if err != nil {
 		return fmt.Errorf("border: %w", err)

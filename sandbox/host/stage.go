@@ -51,6 +51,7 @@ func (h *Host) run(ctx context.Context, conn *executor.Conn, out *joblog.Log, lo
 		j.summarize(out)
 		return executor.Reply{Outcome: executor.OK}
 	}
+	defer j.news.attach(out)()
 	exit, err := h.stage(ctx, j, stage, conn.Files(), out)
 	if err != nil {
 		h.note(j, stage, err, log)
@@ -89,6 +90,11 @@ func (h *Host) stage(ctx context.Context, j *job, stage sandbox.Stage, files exe
 			return sandbox.Exit{}, err
 		}
 	}
+	if stage.Tenant() {
+		if err := h.awaitServices(ctx, j, out); err != nil {
+			return sandbox.Exit{}, err
+		}
+	}
 	script, err := readScript(files.Script)
 	if err != nil {
 		return sandbox.Exit{}, err
@@ -109,6 +115,7 @@ func (h *Host) stage(ctx context.Context, j *job, stage sandbox.Stage, files exe
 		if err := h.verifySource(ctx, j); err != nil {
 			return exit, err
 		}
+		return exit, h.startServices(ctx, j)
 	}
 	if (stage == sandbox.ArchiveCache || stage == sandbox.ArchiveCacheFail) && exit.Code == 0 {
 		return exit, h.keepCaches(ctx, j, stage, script, out)
@@ -128,6 +135,8 @@ func (j *job) allows(stage sandbox.Stage) error {
 		return fmt.Errorf("stage %s: the record is closed", stage)
 	case stage.Tenant() && j.sealed:
 		return fmt.Errorf("stage %s: the workspace is sealed", stage)
+	case j.serving && (stage == sandbox.GetSources || stage == sandbox.ClearWorktree):
+		return fmt.Errorf("stage %s: services run, and have the work tree", stage)
 	case stage.Tenant() && !j.sourced:
 		return fmt.Errorf("stage %s: the source was not verified", stage)
 	}
@@ -144,6 +153,9 @@ func (j *job) forget(stage sandbox.Stage) {
 
 // seal ends everything of the tenant's and makes the work tree unchangeable.
 func (j *job) seal(ctx context.Context) error {
+	if err := j.stopServices(ctx); err != nil {
+		return fmt.Errorf("seal: services: %w", err)
+	}
 	if err := j.container(sandbox.Build).Kill(ctx); err != nil {
 		return fmt.Errorf("seal: %w", err)
 	}
@@ -213,7 +225,7 @@ func (h *Host) script(ctx context.Context, j *job, stage sandbox.Stage, script [
 	if runErr == nil && exit.Code == 0 && unread(stdin) {
 		runErr = errUnread()
 	}
-	endErr := j.border.End(role)
+	endErr := j.border.EndTo(role, j.nextPermission(role))
 	ended := record.Ended{Stage: string(stage), Role: string(role), ExitCode: exit.Code, DurationMS: exit.Duration.Milliseconds()}
 	ended.Outcome, ended.Detail = outcome(ctx, exit, runErr, endErr)
 	j.results.note(stage, ended.Outcome, exit.Code)

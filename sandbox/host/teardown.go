@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/disk"
 	"hallmark.build/sandbox/record"
 	"hallmark.build/sandbox/workspace"
@@ -41,10 +40,21 @@ func (h *Host) teardown(j *job) error {
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTimeout)
 	defer cancel()
 	j.stop()
+	for _, s := range j.services {
+		if s.stop != nil {
+			s.stop(errServiceOver)
+		}
+	}
 	// A container that does not go keeps its network, files and ids: nothing is
 	// taken from under processes that may live.
 	if err := h.deleteContainers(ctx, j); err != nil {
 		return fmt.Errorf("teardown: %w", err)
+	}
+	j.serving = false
+	for _, s := range j.services {
+		if s.done != nil {
+			<-s.done // its container is gone, so it is about to
+		}
 	}
 	if err := errors.Join(j.closeBorder(), j.removeFiles(), j.release()); err != nil {
 		return fmt.Errorf("teardown: %w", err)
@@ -72,11 +82,7 @@ func (h *Host) deleteContainers(ctx context.Context, j *job) error {
 		mu   sync.Mutex
 		errs []error
 	)
-	for _, role := range []sandbox.Role{sandbox.Build, sandbox.Helper} {
-		c := j.container(role)
-		if c == nil {
-			continue
-		}
+	for _, c := range j.containers.all() {
 		wg.Go(func() {
 			err := removeContainer(ctx, c)
 			mu.Lock()

@@ -196,7 +196,7 @@ func TestDecideHermetic(t *testing.T) {
 		"GET https://proxy.example.com/", "GET https://gitlab.example.com/group/project.git/info/refs?service=git-upload-pack",
 		"POST https://gitlab.example.com/api/v4/jobs/42/artifacts", "GET http://127.0.0.1/",
 	} {
-		for _, stage := range []sandbox.Stage{sandbox.BuildScript, sandbox.AfterScript, "step_release"} {
+		for _, stage := range []sandbox.Stage{sandbox.BuildScript, sandbox.AfterScript, "step_release", sandbox.Services} {
 			if d := p.Decide(request(t, stage, line)); d.Allow || d.Rule != RuleHermetic || d.Remedy == "" {
 				t.Errorf("%s %s: %+v", stage, line, d)
 			}
@@ -322,10 +322,11 @@ func TestDecideStage(t *testing.T) {
 		t.Fatalf("the base case is refused: %+v", d)
 	}
 	for name, change := range map[string]func(*Request){
-		"between stages":  func(r *Request) { r.Stage = "" },
-		"unknown stage":   func(r *Request) { r.Stage = "future_stage" },
-		"other container": func(r *Request) { r.Role = sandbox.Helper },
-		"no role":         func(r *Request) { r.Role = "" },
+		"between stages":   func(r *Request) { r.Stage = "" },
+		"services' helper": func(r *Request) { r.Stage, r.Role = sandbox.Services, sandbox.Helper },
+		"unknown stage":    func(r *Request) { r.Stage = "future_stage" },
+		"other container":  func(r *Request) { r.Role = sandbox.Helper },
+		"no role":          func(r *Request) { r.Role = "" },
 	} {
 		r := request(t, sandbox.BuildScript, line)
 		change(&r)

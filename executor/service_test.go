@@ -1,0 +1,85 @@
+package executor
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestServiceEnv(t *testing.T) {
+	j := &Job{
+		Git: GitInfo{RepoURL: "https://gitlab.example.com/group/project.git"}, Image: Image{Name: "alpine"}, Runner: RunnerInfo{Timeout: 60},
+		Variables: []Variable{
+			{Key: "PUBLIC", Value: "p", Public: true},
+			{Key: "SECRET", Value: "hidden", Masked: true},
+			{Key: "LEAKS", Value: "<$SECRET>", Public: true},
+			{Key: "RAW", Value: "$PUBLIC", Public: true, Raw: true},
+			{Key: "TWICE", Value: "one", Public: true},
+			{Key: "TWICE", Value: "two", Public: true},
+			{Key: "FILE", Value: "content", Public: true, File: true},
+			{Key: "CHAIN", Value: "$LEAKS", Public: true},
+			{Key: "DIR", Value: "$CI_PROJECT_DIR/x", Public: true},
+			{Key: "CI_RUNNER_VERSION", Value: "forged", Public: true},
+			{Key: "OVER", Value: "job", Public: true},
+		},
+	}
+	s := Image{Variables: []Variable{
+		{Key: "PASSWORD", Value: "$SECRET"},
+		{Key: "PLAIN", Value: "a${PUBLIC}b$$c$1d"},
+		{Key: "OWN", Value: "$PASSWORD"},
+		{Key: "ASIS", Value: "$SECRET", Raw: true},
+		{Key: "CERT", Value: "pem", File: true},
+		{Key: "AT", Value: "$FILE"},
+		{Key: "OVER", Value: "service"},
+	}}
+	got := j.ServiceEnv(s, "/builds", "19.4.0")
+	slices.Sort(got)
+	want := []string{
+		"ASIS=$SECRET", "AT=/builds/group/project.tmp/FILE", "CERT=/builds/group/project.tmp/CERT", "CHAIN=<$SECRET>",
+		"CI_BUILDS_DIR=/builds", "CI_JOB_IMAGE=alpine", "CI_JOB_STATUS=running", "CI_JOB_TIMEOUT=60",
+		"CI_PROJECT_DIR=/builds/group/project", "CI_RUNNER_VERSION=19.4.0", "CI_SERVER=yes", "CI_SHARED_ENVIRONMENT=true",
+		"DIR=/builds/group/project/x", "FILE=/builds/group/project.tmp/FILE", "LEAKS=<hidden>", "OVER=service", "OWN=$SECRET",
+		"PASSWORD=hidden", "PLAIN=apb$cd", "PUBLIC=p", "RAW=$PUBLIC", "RUNNER_TEMP_PROJECT_DIR=/builds/group/project.tmp", "TWICE=two",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if v := j.ExpandAll("u-$PUBLIC-$CI_JOB_TIMEOUT", "/builds", "19.4.0"); v != "u-p-60" {
+		t.Errorf("expanded to %q", v)
+	}
+}
+
+func TestSwitch(t *testing.T) {
+	for value, want := range map[string]bool{"true": true, "1": true, "TRUE": true, "false": false, "": false, "yes": false, "$ON": true, "2": false} {
+		j := &Job{Variables: []Variable{{Key: "ON", Value: "true"}, {Key: "X", Value: "true"}, {Key: "X", Value: value}}}
+		if got := j.Switch("X"); got != want {
+			t.Errorf("%q: %v", value, got)
+		}
+	}
+	if (&Job{}).Switch("X") {
+		t.Error("a variable that is not there is on")
+	}
+}
+
+// FuzzServiceEnv holds that an environment has each name once, and the job's
+// hidden values only where the service names them.
+func FuzzServiceEnv(f *testing.F) {
+	f.Add("A", "$B", "B", "${A")
+	f.Add("RUNNER_TEMP_PROJECT_DIR", "/x", "$", "$$$")
+	f.Fuzz(func(t *testing.T, key, value, other, own string) {
+		j := &Job{Variables: []Variable{{Key: "HIDDEN", Value: "top-secret-value"}, {Key: key, Value: value, Public: true}, {Key: other, Value: value, Public: true, File: true}}}
+		seen := map[string]bool{}
+		for _, kv := range j.ServiceEnv(Image{Variables: []Variable{{Key: "OWN", Value: own}}}, "/builds", "1") {
+			name, content, _ := strings.Cut(kv, "=")
+			if !strings.Contains(key+other, "=") && seen[name] {
+				t.Fatalf("%q twice", name)
+			}
+			seen[name] = true
+			if strings.Contains(content, "top-secret-value") && !strings.Contains(key+value+other+own, "HIDDEN") && !strings.Contains(key+value+other+own, "top-secret-value") {
+				t.Fatalf("%q has a hidden value", kv)
+			}
+		}
+	})
+}
