@@ -196,7 +196,9 @@ func originInWords(o Origin) string {
 // mode own there must be one, of the same project, protection and profile; in mode
 // full there may be none.
 func (h *Host) vouchedFor(ctx context.Context, j *job, e cache.Entry) (Origin, error) {
-	origins, err := h.authority.Provenance(ctx, j.opened.Attempt, e.SHA256, 0)
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	origins, err := h.authority.Provenance(asking, j.opened.Attempt, e.SHA256, 0)
 	full := h.cacheMode(j.profile) == cachesFull
 	if err != nil && !full {
 		return Origin{}, fmt.Errorf("the authority was asked who made it: %w", err)

@@ -266,6 +266,24 @@ func TestPublishedOnceAttested(t *testing.T) {
 	}
 }
 
+// TestCachesOff: nothing is touched, and who asked is told.
+func TestCachesOff(t *testing.T) {
+	for _, mode := range []string{cachesOff, ""} {
+		w := newCacheWorld(t, mode)
+		before := w.j.record.Head()
+		out := joblog.New(w.said)
+		if err := w.restoreCaches(t.Context(), w.j, []byte("/cache/"+depsFile.path), out); err != nil {
+			t.Error(err)
+		}
+		if err := w.keepCaches(t.Context(), w.j, sandbox.ArchiveCache, []byte("/cache/"+depsFile.path), out); err != nil {
+			t.Error(err)
+		}
+		if w.j.record.Head() != before || !strings.Contains(w.said.String(), "caches are off") {
+			t.Errorf("the log says %q", w.said)
+		}
+	}
+}
+
 func TestCacheFiles(t *testing.T) {
 	hash := "9a6a2a8f8c8b3a0f3f5c0a1b2c3d4e5f60718293a4b5c6d7e8f9012345678901"
 	j := &job{payload: &executor.Job{Caches: []executor.Cache{{Key: "deps"}}}}
