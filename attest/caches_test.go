@@ -122,6 +122,9 @@ func TestUnattestedCacheSaysSo(t *testing.T) {
 		if notes := at(t, d, "annotations").(map[string]any); notes["hallmark_attestation"] != nil || notes["hallmark_invocation"] != nil {
 			t.Errorf("%v", notes)
 		}
+		if have := at(t, st, "predicate.hallmark_completeness.caches"); have != attest.Declared {
+			t.Errorf("caches are %v although nobody vouches for one", have)
+		}
 		return
 	}
 	t.Error("it is no dependency")

@@ -1,5 +1,7 @@
 package attest
 
+import "slices"
+
 // Why a list of inputs is complete.
 const (
 	Hermetic = "hermetic" // nothing could enter after sources and image
@@ -30,9 +32,10 @@ type Completeness struct {
 // files are hermetic. With the border as its only way out they are border. The
 // sources are no worse than that if the work tree was found equal to the
 // commit; if not, what it holds is only declared. Artifacts and caches enter
-// through the helper container, which always has the border: where the record
-// shows that something did in their stages, they are border whatever the
-// profile.
+// through the helper container, which always has the border, or are the host's to
+// give: where the record shows that something did, they are border whatever the
+// profile. A cache that no attestation vouches for can hold whatever anybody has
+// put there: with it caches are only declared.
 func completeness(s *story) Completeness {
 	base := Border
 	if s.opened.Network.Build == networkNone {
@@ -53,8 +56,12 @@ func completeness(s *story) Completeness {
 			c.Caches = Border
 		}
 	}
-	if len(restored(s.caches)) > 0 {
+	given := restored(s.caches)
+	if len(given) > 0 {
 		c.Caches = Border
+	}
+	if slices.ContainsFunc(given, func(k cache) bool { return k.Attestation == "" }) {
+		c.Caches = Declared
 	}
 	return c
 }

@@ -178,7 +178,7 @@ func (p Policy) helper(r Request) Decision {
 	}
 	if !p.GitLabOrigin(r.Scheme, r.Host, r.Port) {
 		return Decision{Rule: RuleStage, Reason: fmt.Sprintf("stage %s reaches nothing but the configured GitLab", r.Stage),
-			Remedy: "caches on other hosts are not supported; check gitlab_url in sandboxd.toml if this is your GitLab"}
+			Remedy: "caches lie on the runner host: take [runners.cache] out of the runner's config.toml; or check gitlab_url in sandboxd.toml if this is your GitLab"}
 	}
 	switch {
 	case r.Stage == sandbox.DownloadArtifacts:
