@@ -62,9 +62,11 @@
 // A file whose blob is a Git LFS pointer may also be what the pointer stands
 // for, by SHA-256 and size. An empty or absent submodule is one that was not
 // asked for; a populated one is compared with the commit that the tree names,
-// recursively, its objects taken from any store of the project. Both are
-// counted in the detail. Nothing else is forgiven: not line endings, not
-// keyword expansion, not filters.
+// recursively, its objects taken from any store of the project. A file may be
+// what the .gitattributes of the commit itself make of its blob: line endings,
+// $Id$, one of some encodings, computed here. All are counted in the detail.
+// Nothing else is forgiven: not what .git/info/attributes or a configuration
+// asks for, not filters.
 //
 // # Seal
 //

@@ -28,6 +28,9 @@ type repository struct {
 
 	read bool
 	urls map[string]string // of .gitmodules: URL by path
+
+	dirs   map[string]*attrDir // by path
+	macros map[string][]attrSet
 }
 
 // urlOf is where the superproject's commit says that the submodule at rel is.

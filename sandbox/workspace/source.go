@@ -106,6 +106,7 @@ func verify(ctx context.Context, alg algorithm, project int, commit objectID, ur
 		}
 	}
 	src.Differs, src.Detail, src.Submodules = c.differs, c.detail(), sorted(c.submodules)
+	src.Converted = int64(c.converted)
 	if len(c.differs) > 0 {
 		src.Outcome = outcomeMismatch
 		return nil
@@ -129,9 +130,10 @@ type comparison struct {
 
 	submodules []record.Submodule
 	names      int // bytes of theirs
+	attrWork   int
 
-	lfs, checkedOut, leftOut int
-	more                     bool
+	lfs, converted, checkedOut, leftOut int
+	more                                bool
 }
 
 func (c *comparison) detail() string {
@@ -142,6 +144,7 @@ func (c *comparison) detail() string {
 		}
 	}
 	say(c.lfs, "Git LFS objects equal to their pointers")
+	say(c.converted, "files as .gitattributes has them")
 	say(c.checkedOut, "submodules compared with their commits")
 	say(c.leftOut, "submodules not checked out")
 	if c.more {
@@ -234,7 +237,8 @@ func (c *comparison) entry(ctx context.Context, e treeEntry, n *node, rel string
 func kindOf(mode uint32) uint32 { return mode & 0o170000 }
 
 // content decides about a file whose blob differs: it may be what the blob, a
-// Git LFS pointer, stands for. Nothing else is forgiven.
+// Git LFS pointer, stands for, or what the commit's own attributes make of it.
+// Nothing else is forgiven.
 func (c *comparison) content(ctx context.Context, e treeEntry, n *node, rel string) error {
 	if e.mode == modeSymlink {
 		return c.differ("changed", rel)
@@ -252,8 +256,15 @@ func (c *comparison) content(ctx context.Context, e treeEntry, n *node, rel stri
 			return fmt.Errorf("%s: %w", show(rel), err)
 		}
 		if sum == p.sha256 && size == p.size {
-			return c.smudged(e, n, rel)
+			return c.forgive(e, n, rel, &c.lfs)
 		}
+	}
+	asked, err := c.asAttributesSay(ctx, e, blob, n, rel)
+	if err != nil {
+		return err
+	}
+	if asked {
+		return c.forgive(e, n, rel, &c.converted)
 	}
 	same, err := c.onlyLines(ctx, blob, n, rel)
 	if err != nil {
@@ -265,11 +276,12 @@ func (c *comparison) content(ctx context.Context, e treeEntry, n *node, rel stri
 	return c.differ("changed", rel)
 }
 
-func (c *comparison) smudged(e treeEntry, n *node, rel string) error {
+// forgive counts a file that is what its blob stands for.
+func (c *comparison) forgive(e treeEntry, n *node, rel string, count *int) error {
 	if e.mode != n.mode {
 		return c.differ("mode", rel)
 	}
-	c.lfs++
+	*count++
 	return nil
 }
 
