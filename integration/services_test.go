@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hallmark.build/integration/coordinator"
+	"hallmark.build/integration/harness"
 	"hallmark.build/integration/images"
 	"hallmark.build/integration/world"
 	"hallmark.build/sandbox/record"
@@ -64,10 +65,7 @@ func TestServiceIsReachedByEachOfItsNames(t *testing.T) {
 	pinned := theWorld.Pinned[images.Web]
 	digest := pinned[strings.Index(pinned, "sha256:")+len("sha256:"):]
 	st := attested(t, r).Statement
-	if !slices.ContainsFunc(st.Predicate.BuildDefinition.ResolvedDependencies, func(d struct {
-		URI    string            `json:"uri"`
-		Digest map[string]string `json:"digest"`
-	}) bool {
+	if !slices.ContainsFunc(st.Predicate.BuildDefinition.ResolvedDependencies, func(d harness.Dependency) bool {
 		return d.Digest["sha256"] == digest
 	}) {
 		t.Errorf("the statement does not list %s", pinned)

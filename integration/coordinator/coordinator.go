@@ -40,6 +40,9 @@ type Options struct {
 	URL string
 	// Repositories is a directory of bare repositories: group/project.git.
 	Repositories string
+	// ObjectStorage, if set, is a URL below which what Git LFS keeps lies: the
+	// server answers with a redirect there, as GitLab does.
+	ObjectStorage string
 	// GitToken is a password that Git may give besides the tokens of jobs.
 	GitToken string
 	// ReadToken is a personal token that may read all jobs.
@@ -66,6 +69,8 @@ type Server struct {
 	requests []Request
 	features map[string]map[string]bool // by runner token
 	idKey    *rsa.PrivateKey            // signs ID tokens
+	shared   map[string]map[string]bool // projects whose jobs may read a project
+	lfs      map[string][]byte          // by SHA-256
 }
 
 // New makes a server. Jobs get ids from 4001 on.
@@ -74,7 +79,8 @@ func New(opts Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("coordinator: %w", err)
 	}
-	s := &Server{opts: opts, next: 4001, added: make(chan struct{}), attempts: map[int64]*Attempt{}, features: map[string]map[string]bool{}, idKey: key}
+	s := &Server{opts: opts, next: 4001, added: make(chan struct{}), attempts: map[int64]*Attempt{}, features: map[string]map[string]bool{}, idKey: key,
+		shared: map[string]map[string]bool{}, lfs: map[string][]byte{}}
 	if opts.URL != "" {
 		if err := s.SetURL(opts.URL); err != nil {
 			return nil, err
@@ -93,11 +99,11 @@ func New(opts Options) (*Server, error) {
 	mux.HandleFunc("GET /.well-known/openid-configuration", s.discovery)
 	mux.HandleFunc("GET /oauth/discovery/keys", s.keys)
 	if opts.Repositories != "" {
-		git, err := newGit(opts.Repositories)
+		git, err := NewGit(opts.Repositories)
 		if err != nil {
 			return nil, err
 		}
-		mux.Handle("/", s.authenticateGit(git))
+		mux.Handle("/", s.authenticateGit(s.withLFS(git)))
 	}
 	s.handler = s.observe(mux)
 	return s, nil

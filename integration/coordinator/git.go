@@ -2,6 +2,8 @@ package coordinator
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,8 +14,9 @@ import (
 	"strings"
 )
 
-// newGit serves the bare repositories below root by Git's own CGI program.
-func newGit(root string) (http.Handler, error) {
+// NewGit serves the bare repositories below root, to everybody and for reading,
+// by Git's own CGI program.
+func NewGit(root string) (http.Handler, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return nil, err
@@ -51,6 +54,10 @@ func newGit(root string) (http.Handler, error) {
 func (s *Server) authenticateGit(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		project := projectOf(r.URL.Path)
+		if plain, ok := strings.CutSuffix(r.URL.Path, "/info/refs"); ok && project == "" {
+			http.Redirect(w, r, plain+".git/info/refs?"+r.URL.RawQuery, http.StatusMovedPermanently)
+			return
+		}
 		if project == "" {
 			refuse(w, http.StatusNotFound, "")
 			return
@@ -72,7 +79,19 @@ func (s *Server) mayRead(project, password string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.byToken(password)
-	return a != nil && a.state.open() && a.Job.Project == project
+	return a != nil && a.state.open() && (a.Job.Project == project || s.shared[project][a.Job.Project])
+}
+
+// Share puts projects on the list of those whose jobs may read a project.
+func (s *Server) Share(project string, with ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shared[project] == nil {
+		s.shared[project] = map[string]bool{}
+	}
+	for _, other := range with {
+		s.shared[project][other] = true
+	}
 }
 
 // publish fills in the commit that a job's ref names, and makes the ref that
@@ -84,8 +103,11 @@ func (o Options) publish(j *Job) error {
 	}
 	if j.SHA == "" {
 		kind := "refs/heads/"
-		if j.Tag {
+		switch {
+		case j.Tag:
 			kind = "refs/tags/"
+		case j.detached():
+			kind = ""
 		}
 		sha, err := Git(repo, "rev-parse", kind+j.Ref+"^{commit}")
 		if err != nil {
@@ -119,38 +141,60 @@ func gitWith(env []string, dir string, args ...string) (string, error) {
 	return strings.TrimSpace(out.String()), nil
 }
 
+// A Tree is what a commit holds.
+type Tree struct {
+	Files map[string]string // content by path; what ends in .sh is executable
+	Links map[string]string // target of a symbolic link by path
+	// Modules are commits of submodules by path; .gitmodules is a file.
+	Modules map[string]string
+	Format  string // of a project that there is not yet; sha1
+}
+
 // Publish commits the files of a tree, by path, to a project's branch, making
 // the project if there is none, and returns the commit.
 func Publish(repositories, project, branch string, files map[string]string) (string, error) {
-	tree, err := os.MkdirTemp("", "hallmark-tree-")
+	return PublishTree(repositories, project, branch, Tree{Files: files})
+}
+
+// PublishTree is Publish for what are not only files.
+func PublishTree(repositories, project, branch string, t Tree) (string, error) {
+	dir, err := os.MkdirTemp("", "hallmark-tree-")
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(tree)
-	for name, content := range files {
-		file := filepath.Join(tree, filepath.FromSlash(name))
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			return "", err
-		}
+	defer os.RemoveAll(dir)
+	for name, content := range t.Files {
 		mode := os.FileMode(0o644)
 		if strings.HasSuffix(name, ".sh") {
 			mode = 0o755
 		}
-		if err := os.WriteFile(file, []byte(content), mode); err != nil {
+		file := filepath.Join(dir, filepath.FromSlash(name))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(content), mode)); err != nil {
 			return "", err
 		}
 	}
-	return PublishDir(repositories, project, branch, tree)
+	for name, target := range t.Links {
+		file := filepath.Join(dir, filepath.FromSlash(name))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.Symlink(target, file)); err != nil {
+			return "", err
+		}
+	}
+	return publish(repositories, project, branch, dir, t)
 }
 
 // PublishDir is Publish for the files of a directory, which is left as it is.
 func PublishDir(repositories, project, branch, dir string) (string, error) {
+	return publish(repositories, project, branch, dir, Tree{})
+}
+
+// publish commits a directory and what else a tree names.
+func publish(repositories, project, branch, dir string, t Tree) (string, error) {
 	repo := filepath.Join(repositories, project+".git")
 	if _, err := os.Stat(repo); err != nil {
 		if err := os.MkdirAll(repo, 0o755); err != nil {
 			return "", err
 		}
-		if _, err := Git(repo, "init", "-q", "--bare", "-b", "main"); err != nil {
+		if _, err := Git(repo, "init", "-q", "--bare", "-b", "main", "--object-format="+cmp.Or(t.Format, "sha1")); err != nil {
 			return "", err
 		}
 	}
@@ -163,6 +207,11 @@ func PublishDir(repositories, project, branch, dir string) (string, error) {
 	git := func(args ...string) (string, error) { return gitWith(env, dir, args...) }
 	if _, err := git("-c", "core.bare=false", "-c", "core.autocrlf=false", "add", "--all", "--force", "."); err != nil {
 		return "", err
+	}
+	for path, commit := range t.Modules {
+		if _, err := git("-c", "core.bare=false", "update-index", "--add", "--cacheinfo", "160000,"+commit+","+path); err != nil {
+			return "", err
+		}
 	}
 	tree, err := git("write-tree")
 	if err != nil {

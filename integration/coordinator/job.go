@@ -22,7 +22,7 @@ type Job struct {
 	ProjectID  int64  // 77
 	PipelineID int64  // 9000 + ID
 	UserID     int64  // 3
-	Ref        string // main
+	Ref        string // main; whole, such as refs/merge-requests/1/head, for no branch
 	Tag        bool
 	Protected  bool
 	SHA        string // the ref's commit in the repository
@@ -286,7 +286,13 @@ func (j *Job) payload(base *url.URL, token string, deps []dependency) ([]byte, e
 		remote = "+refs/tags/" + j.Ref + ":refs/tags/" + j.Ref
 	}
 	pipeline := fmt.Sprintf("refs/pipelines/%d", j.PipelineID)
-	p.GitInfo.Refspecs = []string{"+" + pipeline + ":" + pipeline, remote}
+	p.GitInfo.Refspecs = []string{"+" + pipeline + ":" + pipeline}
+	switch {
+	case j.Depth == 0:
+		p.GitInfo.Refspecs = append(p.GitInfo.Refspecs, "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
+	case !j.detached():
+		p.GitInfo.Refspecs = append(p.GitInfo.Refspecs, remote)
+	}
 	if j.Image.Name != "" {
 		p.Image = &j.Image
 	}
@@ -300,6 +306,9 @@ func (j *Job) payload(base *url.URL, token string, deps []dependency) ([]byte, e
 	}
 	return j.encode(p)
 }
+
+// detached reports whether the job is a merge request's: no branch, no tag.
+func (j *Job) detached() bool { return strings.HasPrefix(j.Ref, "refs/") }
 
 func (j *Job) encode(p payload) ([]byte, error) {
 	out, err := json.Marshal(p)
@@ -364,9 +373,10 @@ func (j *Job) predefined(base *url.URL, repo, token string) []Variable {
 	add("CI_COMMIT_BEFORE_SHA", strings.Repeat("0", len(j.SHA)))
 	add("CI_COMMIT_REF_NAME", j.Ref)
 	add("CI_COMMIT_REF_SLUG", strings.NewReplacer("/", "-", ".", "-").Replace(j.Ref))
-	if j.Tag {
+	switch {
+	case j.Tag:
 		add("CI_COMMIT_TAG", j.Ref)
-	} else {
+	case !j.detached():
 		add("CI_COMMIT_BRANCH", j.Ref)
 	}
 	add("CI_COMMIT_REF_PROTECTED", strconv.FormatBool(j.Protected))

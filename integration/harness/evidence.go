@@ -24,6 +24,14 @@ type Attestation struct {
 	Statement Statement       `json:"-"`
 }
 
+// Dependency is one input in a statement.
+type Dependency struct {
+	Name        string            `json:"name"`
+	URI         string            `json:"uri"`
+	Digest      map[string]string `json:"digest"`
+	Annotations map[string]any    `json:"annotations"`
+}
+
 // Statement is as much of the in-toto statement as tests look at.
 type Statement struct {
 	Subject []struct {
@@ -33,10 +41,7 @@ type Statement struct {
 	Predicate struct {
 		BuildDefinition struct {
 			ExternalParameters   map[string]any `json:"externalParameters"`
-			ResolvedDependencies []struct {
-				URI    string            `json:"uri"`
-				Digest map[string]string `json:"digest"`
-			} `json:"resolvedDependencies"`
+			ResolvedDependencies []Dependency   `json:"resolvedDependencies"`
 		} `json:"buildDefinition"`
 	} `json:"predicate"`
 	Raw string `json:"-"`

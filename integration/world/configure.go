@@ -91,7 +91,12 @@ wait_timeout = "10s"
 [[allow]]
 name = "packages"
 host = "%s"
-`, GitLabName, caFile, helper, caFile, RegistryName, PackagesName)
+
+[[git.allow]]
+name = "open-source"
+host = "%s"
+paths = ["/open"]
+`, GitLabName, caFile, helper, caFile, RegistryName, PackagesName, GitName)
 }
 
 // configureRunner writes the runner's config.toml: the block that `hallmark
@@ -131,4 +136,17 @@ func (w *World) runnerBlock(profile string) (string, error) {
 		}
 	}
 	return b.String(), nil
+}
+
+// ConfigureSandboxd starts the sandbox daemon again with another configuration,
+// until restore gives it back the one that it had.
+func (w *World) ConfigureSandboxd(change func(config string) string) (restore func() error, err error) {
+	before, err := os.ReadFile(sandboxdFile)
+	if err != nil {
+		return nil, err
+	}
+	restart := func(config []byte) error {
+		return errors.Join(w.Sandboxd.Stop(), os.WriteFile(sandboxdFile, config, 0o644), w.Sandboxd.Start())
+	}
+	return func() error { return restart(before) }, restart([]byte(change(string(before))))
 }

@@ -17,6 +17,8 @@ const (
 	gitlabAddr   = "192.0.2.10"
 	registryAddr = "192.0.2.20"
 	packagesAddr = "1.2.3.30"
+	gitAddr      = "1.2.3.40"
+	objectsAddr  = "1.2.3.41"
 	canary4      = "1.2.3.50"
 	canary6      = "2a00:db8:0:50::50"
 
@@ -33,11 +35,13 @@ const (
 	// PrivateRegistry is the one that wants logins.
 	PrivateRegistry = RegistryName + ":5001"
 	PackagesName    = "packages.example.test"
+	GitName         = "git.example.test"     // repositories that are not GitLab's
+	ObjectsName     = "objects.example.test" // what GitLab keeps of Git LFS
 	CanaryName      = "canary.example.test"
 )
 
 var servers = []struct{ addr, name string }{
-	{gitlabAddr, GitLabName}, {registryAddr, RegistryName}, {packagesAddr, PackagesName}, {canary4, CanaryName},
+	{gitlabAddr, GitLabName}, {registryAddr, RegistryName}, {packagesAddr, PackagesName}, {gitAddr, GitName}, {objectsAddr, ObjectsName}, {canary4, CanaryName},
 }
 
 // internet is the namespace beyond the runner host's interface.
@@ -98,7 +102,7 @@ func (n *internet) wire() error {
 		if err := up("lo"); err != nil {
 			return err
 		}
-		if err := addresses("lo", gitlabAddr+"/32", registryAddr+"/32", packagesAddr+"/32", canary4+"/32", canary6+"/128"); err != nil {
+		if err := addresses("lo", gitlabAddr+"/32", registryAddr+"/32", packagesAddr+"/32", gitAddr+"/32", objectsAddr+"/32", canary4+"/32", canary6+"/128"); err != nil {
 			return err
 		}
 		return addresses("eth0", routerAddr+"/24", router6+"/64")

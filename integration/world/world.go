@@ -113,17 +113,24 @@ func (w *World) connect() (err error) {
 	w.repositories = filepath.Join(w.scratch, "repositories")
 	w.GitLab, err = coordinator.New(coordinator.Options{
 		URL: "https://" + GitLabName, Repositories: w.repositories, LongPoll: 5 * time.Second, ReadToken: readToken,
+		ObjectStorage: "https://" + ObjectsName + "/lfs",
 	})
 	if err != nil {
 		return err
 	}
 	packages := packageServer()
+	git, err := coordinator.NewGit(filepath.Join(w.scratch, "elsewhere"))
+	if err != nil {
+		return err
+	}
 	for _, s := range []struct {
 		addr    string
 		handler http.Handler
 		tls     bool
 	}{
 		{gitlabAddr + ":443", w.GitLab, true},
+		{gitAddr + ":443", git, true},
+		{objectsAddr + ":443", http.HandlerFunc(w.GitLab.ServeObjects), true},
 		{packagesAddr + ":443", packages, true},
 		{packagesAddr + ":80", packages, false},
 	} {
@@ -194,6 +201,17 @@ func (w *World) Image(recipe string) v1.Image { return w.made[recipe] }
 // Publish commits files to a project's branch on GitLab and returns the commit.
 func (w *World) Publish(project, branch string, files map[string]string) (string, error) {
 	return coordinator.Publish(w.repositories, project, branch, files)
+}
+
+// PublishTree is Publish for what are not only files.
+func (w *World) PublishTree(project, branch string, t coordinator.Tree) (string, error) {
+	return coordinator.PublishTree(w.repositories, project, branch, t)
+}
+
+// PublishElsewhere is PublishTree for a repository of another server, which
+// everybody can read.
+func (w *World) PublishElsewhere(project, branch string, t coordinator.Tree) (string, error) {
+	return coordinator.PublishTree(filepath.Join(w.scratch, "elsewhere"), project, branch, t)
 }
 
 // PublishDir is Publish for the files of a directory.
