@@ -7,8 +7,12 @@ import (
 	"hallmark.build/sandbox/record"
 )
 
-// endless waits for a signal that it does not take to heart.
-const endless = "while true; do sleep 0.1; done"
+// endless never ends by itself; chatty says so, and so the runner soon hears
+// from GitLab.
+const (
+	endless = "while true; do sleep 0.1; done"
+	chatty  = "while true; do echo .; sleep 0.2; done"
+)
 
 // kept is a job that sends what there is, however it ends.
 func kept(job coordinator.Job, paths ...string) coordinator.Job {
@@ -107,7 +111,7 @@ func TestCancelAtOtherTimes(t *testing.T) {
 		"while sources come, at once":        {"Getting source", coordinator.Canceled},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := start(t, hermetic(endless))
+			a := start(t, hermetic(chatty))
 			a.CancelOn(c.on, c.to)
 			waitTrace(t, a, c.on)
 			gone(t)
@@ -115,8 +119,8 @@ func TestCancelAtOtherTimes(t *testing.T) {
 		})
 	}
 	t.Run("again, at once", func(t *testing.T) {
-		job := hermetic("echo begun", endless)
-		job.AfterScript = []string{"echo after begun", endless}
+		job := hermetic("echo begun", chatty)
+		job.AfterScript = []string{"echo after begun", chatty}
 		a := start(t, job)
 		a.CancelOn("begun", coordinator.Canceling)
 		waitTrace(t, a, "O after begun")

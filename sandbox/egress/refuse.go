@@ -48,7 +48,7 @@ func (v refusal) message(bodiless, last bool) string {
 // refuse records a refusal and then tells it. What cannot be recorded is
 // refused all the same: nothing passed.
 func (c *client) refuse(v refusal, b record.Block, bodiless, last bool) {
-	b.Rule, b.Reason = v.rule, v.reason
+	b.Rule, b.Reason, b.Remedy = v.rule, v.reason, v.remedy
 	if v.rule != ruleRecord {
 		_ = c.p.block(b)
 	}

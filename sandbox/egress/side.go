@@ -232,7 +232,7 @@ func (p *period) firstOf(b *record.Block) bool {
 	defer p.mu.Unlock()
 	if _, ok := p.blocked[*b]; !ok && len(p.order) >= maxDistinct {
 		b.Method, b.Target, b.Reason = "", "others", "more different refusals than are recorded one by one"
-		b.Protocol, b.Rule = "tcp", ruleCapacity
+		b.Protocol, b.Rule, b.Remedy = "tcp", ruleCapacity, ""
 	}
 	if _, ok := p.blocked[*b]; ok {
 		p.blocked[*b]++

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"slices"
 	"sync"
 
 	"hallmark.build/executor/joblog"
@@ -63,4 +64,18 @@ func (j *job) reportBlocks(out *joblog.Log) {
 	if unsaid > 0 {
 		out.Printf("blocked  %d more; the record has them all", unsaid)
 	}
+	for _, remedy := range remedies(blocks) {
+		out.Hint(remedy)
+	}
+}
+
+// remedies are those of several refusals, each once.
+func remedies(blocks []record.Block) []string {
+	var out []string
+	for _, b := range blocks {
+		if b.Remedy != "" && !slices.Contains(out, b.Remedy) {
+			out = append(out, b.Remedy)
+		}
+	}
+	return out
 }

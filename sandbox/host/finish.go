@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"hallmark.build/executor/joblog"
@@ -158,7 +159,7 @@ func (j *job) summarize(out *joblog.Log) {
 		out.Printf("not attested yet: %v", j.late)
 		out.Printf("the record is kept on this host and closed when the authority answers; %s", j.unacknowledged())
 	case notAttested:
-		out.Printf("no attestation: %s", j.whyNot())
+		out.Printf("not attested: %s", j.whyNot())
 	}
 }
 
@@ -176,9 +177,19 @@ func (j *job) whyNot() string {
 	case j.security != nil:
 		return j.security.Error()
 	case j.closed.Reason != "":
-		return j.closed.Reason
+		return withoutCode(j.closed.Reason)
 	}
 	return "the job sent no artifacts"
+}
+
+// withoutCode is a reason of the authority's without the word for machines
+// before it, as in "no_outputs: the job uploaded nothing".
+func withoutCode(reason string) string {
+	code, words, ok := strings.Cut(reason, ": ")
+	if ok && words != "" && strings.Trim(code, "abcdefghijklmnopqrstuvwxyz_") == "" {
+		return words
+	}
+	return reason
 }
 
 func count(n int, noun string) string {

@@ -189,7 +189,11 @@ func networkInWords(p sandbox.Profile, rules int) string {
 	if p == sandbox.Hermetic {
 		return "the job's scripts can reach nothing"
 	}
-	return fmt.Sprintf("the job's scripts can reach what %d rules allow, recorded", rules)
+	allow := "rules allow"
+	if rules == 1 {
+		allow = "rule allows"
+	}
+	return fmt.Sprintf("the job's scripts can reach what %d %s, recorded", rules, allow)
 }
 
 func (h *Host) policyFor(j *job) policy.Policy {

@@ -314,6 +314,9 @@ func exitInWords(e sandbox.Exit) string {
 	if e.OOM {
 		return "the memory limit was hit"
 	}
+	if e.Signal != 0 {
+		return fmt.Sprintf("the script's shell was ended by signal %d (%s)", e.Signal, unix.SignalName(unix.Signal(e.Signal)))
+	}
 	return ""
 }
 

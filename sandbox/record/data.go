@@ -328,6 +328,8 @@ type Block struct {
 	Rule     string `json:"rule"`
 	Reason   string `json:"reason"`
 	Count    int64  `json:"count,omitempty"` // further identical ones that this entry stands for
+	// Remedy is what the job's author can do: told, not recorded.
+	Remedy string `json:"-"`
 }
 
 // Seal says that the project directory can no longer change.
