@@ -526,6 +526,9 @@ func (c *checker) addFetch(e record.Entry) *Refusal {
 			return r
 		}
 	}
+	if r := c.checkOrigin(e, f); r != nil {
+		return r
+	}
 	// What serves is tenant code: a work tree that is compared from now on says
 	// nothing.
 	c.tenant = c.tenant || f.Stage == stageServices

@@ -286,6 +286,7 @@ func TestRefusals(t *testing.T) {
 	seen := map[attest.Reason]bool{}
 	all := refusals()
 	maps.Copy(all, cacheRefusals())
+	maps.Copy(all, downloadRefusals())
 	for name, c := range all {
 		t.Run(name, func(t *testing.T) {
 			all, err := attest.Statements(entries(t, c.events), factsOf(c.events))
@@ -305,7 +306,7 @@ func TestRefusals(t *testing.T) {
 		attest.OutcomeUnknown, attest.ImageMissing, attest.ImageChanged, attest.SourceUnverified, attest.SourceInFlux,
 		attest.SourceOther, attest.SourceAfterTenant, attest.TenantAfterSeal, attest.SealInFlux, attest.SealedTwice,
 		attest.NotSealed, attest.FetchOutsideStage, attest.FetchWithoutNetwork, attest.UploadOutsideStage,
-		attest.UploadInconsistent, attest.CacheInconsistent, attest.ResultContradiction, attest.CredentialsInAddress,
+		attest.UploadInconsistent, attest.CacheInconsistent, attest.DownloadInconsistent, attest.ResultContradiction, attest.CredentialsInAddress,
 	} {
 		if !seen[r] {
 			t.Errorf("no record is refused for %s", r)

@@ -71,10 +71,11 @@ func (f fetch) from() string {
 }
 
 // fetchResources makes one dependency of all exchanges with the same URL,
-// digest, origin and end.
+// digest, origin, end and attestation.
 func fetchResources(fetches []fetch) []resource {
 	type key struct {
 		url, digest, from, incomplete string
+		attestation, invocation       string
 		status                        int // 0 for every success
 	}
 	type facts struct {
@@ -83,7 +84,7 @@ func fetchResources(fetches []fetch) []resource {
 	}
 	found := map[key]*facts{}
 	for _, f := range fetches {
-		k := key{url: f.URL, digest: f.SHA256, from: f.from(), incomplete: f.Incomplete}
+		k := key{url: f.URL, digest: f.SHA256, from: f.from(), incomplete: f.Incomplete, attestation: f.Attestation, invocation: f.Invocation}
 		if !f.answered() {
 			k.status = f.Status
 		}
@@ -99,7 +100,8 @@ func fetchResources(fetches []fetch) []resource {
 		}
 	}
 	keys := slices.SortedFunc(maps.Keys(found), func(a, b key) int {
-		return cmp.Or(cmp.Compare(a.url, b.url), cmp.Compare(a.digest, b.digest), cmp.Compare(a.from, b.from), cmp.Compare(a.status, b.status), cmp.Compare(a.incomplete, b.incomplete))
+		return cmp.Or(cmp.Compare(a.url, b.url), cmp.Compare(a.digest, b.digest), cmp.Compare(a.from, b.from), cmp.Compare(a.status, b.status), cmp.Compare(a.incomplete, b.incomplete),
+			cmp.Compare(a.attestation, b.attestation), cmp.Compare(a.invocation, b.invocation))
 	})
 	out := make([]resource, 0, len(keys))
 	for _, k := range keys {
@@ -114,6 +116,10 @@ func fetchResources(fetches []fetch) []resource {
 		}
 		if k.incomplete != "" {
 			notes["incomplete"] = k.incomplete
+		}
+		if k.attestation != "" {
+			notes["hallmark_attestation"] = "sha256:" + k.attestation
+			notes["hallmark_invocation"] = k.invocation
 		}
 		if len(f.wants) > 0 {
 			notes["wants"] = slices.Sorted(maps.Keys(f.wants))

@@ -46,6 +46,7 @@ const (
 	UploadOutsideStage   Reason = "upload_outside_stage"   // an artifact that no upload stage can have sent
 	UploadInconsistent   Reason = "upload_inconsistent"    // an artifact whose members cannot be so
 	CacheInconsistent    Reason = "cache_inconsistent"     // a cache that no job can have had, or left
+	DownloadInconsistent Reason = "download_inconsistent"  // an attestation of what is no earlier job's artifact
 	ResultContradiction  Reason = "result_contradiction"   // success claimed of a job whose script failed
 	CredentialsInAddress Reason = "credentials_in_address" // a URL that must not be published
 )

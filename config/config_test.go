@@ -35,9 +35,9 @@ func TestSandboxdDefaults(t *testing.T) {
 		GitLabURL:      &url.URL{Scheme: "https", Host: "gitlab.example.com"},
 		GitLabRunner:   "/usr/bin/gitlab-runner",
 		HelperImage:    "registry.example.com/helper@sha256:00",
-		SourceMismatch: "refuse",
-		StopGrace:      10 * time.Second,
-		Containerd:     Containerd{BinDir: "/usr/lib/hallmark"},
+		SourceMismatch: "refuse", UnattestedArtifacts: "accept",
+		StopGrace:  10 * time.Second,
+		Containerd: Containerd{BinDir: "/usr/lib/hallmark"},
 		Images: Images{PullPolicy: []string{"always"}, PullsAtOnce: 4,
 			KeepBytes: 68719476736, KeepFor: 336 * time.Hour, MinFree: 2147483648},
 		Limits:    Limits{Memory: 4294967296, Pids: 4096, Disk: 32 << 30, Shm: 512 << 20, Tmpfs: 536870912, OpenFiles: 1048576},
@@ -91,6 +91,7 @@ gitlab_runner = "/gr"
 helper_image = "h"
 default_image = "d"
 source_mismatch = "declare"
+unattested_artifacts = "refuse"
 upstream_ca = "/u"
 stop_grace = "1m"
 read_only_root = true
@@ -184,7 +185,7 @@ unavailable = "spool"
 	want := Sandboxd{
 		Socket: "/s", SocketUser: "1000", StateDir: "/a", RunDir: "/b",
 		GitLabURL: &url.URL{Scheme: "http", Host: "127.0.0.1:8080", Path: "/gitlab"}, GitLabCA: "/ca",
-		GitLabRunner: "/gr", HelperImage: "h", DefaultImage: "d", SourceMismatch: "declare", UpstreamCA: "/u",
+		GitLabRunner: "/gr", HelperImage: "h", DefaultImage: "d", SourceMismatch: "declare", UnattestedArtifacts: "refuse", UpstreamCA: "/u",
 		StopGrace: time.Minute, ReadOnlyRoot: true,
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", BinDir: "/bin"},
 		Images: Images{Allowed: []string{"registry.example.com/{a,b}/**"},
@@ -221,7 +222,7 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"sokcet = '/x'", `unknown key "sokcet"`, `did you mean "socket"?`},
 		{"Socket = '/x'", `unknown key "Socket"`, `did you mean "socket"?`},
 		{"Digest = 'x'", `unknown key "Digest"`, "known here: allow, authority, cache, containerd, default_image, git, gitlab_ca, gitlab_runner, gitlab_url, " +
-			"helper_image, ids, images, limits, read_only_root, run_dir, services, socket, socket_user, source_mismatch, state_dir, stop_grace, upstream_ca"},
+			"helper_image, ids, images, limits, read_only_root, run_dir, services, socket, socket_user, source_mismatch, state_dir, stop_grace, unattested_artifacts, upstream_ca"},
 		{"[limit]", `unknown key "limit"`, `did you mean "limits"?`},
 		{"[limits]\nmemroy = '1GiB'", `unknown key "limits.memroy"`, `did you mean "limits.memory"?`},
 		{"[[allow]]\nname='a'\nhost='a.example.com'\nport=1", `unknown key "allow[0].port"`, `did you mean "allow[0].ports"?`},
@@ -248,6 +249,7 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"default_image = 'https://r.example.com/a'", `default_image: "https://r.example.com/a" is not an image's name`, "leave the scheme off; for plain http see images.plain_http"},
 		{"default_image = '--privileged'", `default_image: "--privileged" is not an image's name`, "as registry.example.com/group/image@sha256:…"},
 		{"source_mismatch = 'refuze'", `source_mismatch: "refuze": want "refuse" or "declare"`, `did you mean "refuse"?`},
+		{"unattested_artifacts = 'accep'", `unattested_artifacts: "accep": want "accept" or "refuse"`, `did you mean "accept"?`},
 		{"source_mismatch = ''", `source_mismatch: "": want "refuse" or "declare"`, ""},
 		{"upstream_ca = 'x'", `upstream_ca: "x" is not a clean absolute path`, "want an absolute path without . and .. parts"},
 		{"stop_grace = 10", "stop_grace: want a duration, not a whole number", `write it with its unit, as "10s" or "5m"`},

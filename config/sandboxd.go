@@ -50,6 +50,12 @@ type Sandboxd struct {
 	// writer of this field can let a job build other sources, but the
 	// statement says so.
 	SourceMismatch string `toml:"source_mismatch"`
+	// UnattestedArtifacts says what happens to artifacts of earlier jobs that have
+	// no attestation: "accept" hands them to the job and records that nobody
+	// vouches for them, "refuse" keeps them from it. Default "accept". Those of an
+	// attested job must be what it made, whatever this says. A writer of this field
+	// can let unattested files into builds.
+	UnattestedArtifacts string `toml:"unattested_artifacts"`
 	// UpstreamCA is a PEM file with the roots for all hosts but GitLab that the
 	// border fetches from. Default "": the host's roots. A writer of the file
 	// can impersonate every registry towards the border.
@@ -273,9 +279,9 @@ func DefaultSandboxd() Sandboxd {
 		StateDir:       "/var/lib/hallmark/sandboxd",
 		RunDir:         "/run/hallmark/sandboxd",
 		GitLabRunner:   "/usr/bin/gitlab-runner",
-		SourceMismatch: "refuse",
-		StopGrace:      10 * time.Second,
-		Containerd:     Containerd{BinDir: "/usr/lib/hallmark"},
+		SourceMismatch: "refuse", UnattestedArtifacts: "accept",
+		StopGrace:  10 * time.Second,
+		Containerd: Containerd{BinDir: "/usr/lib/hallmark"},
 		Images: Images{PullPolicy: []string{"always"}, PullsAtOnce: 4,
 			KeepBytes: 64 << 30, KeepFor: 14 * 24 * time.Hour, MinFree: 2 << 30},
 		Limits:    DefaultLimits(),
@@ -327,6 +333,7 @@ func (s *Sandboxd) check(c checker) {
 	c.image("helper_image", s.HelperImage)
 	c.image("default_image", s.DefaultImage)
 	c.oneOf("source_mismatch", s.SourceMismatch, "refuse", "declare")
+	c.oneOf("unattested_artifacts", s.UnattestedArtifacts, "accept", "refuse")
 	c.optionalPath("upstream_ca", s.UpstreamCA)
 	c.duration("stop_grace", s.StopGrace, time.Second, 100*time.Second)
 

@@ -139,6 +139,9 @@ func (a *Authority) statements(ctx context.Context, at *store.Attempt) ([]attest
 	if err := a.checkOrigins(ctx, at, entries); err != nil {
 		return nil, err
 	}
+	if err := a.checkDownloads(ctx, at, entries); err != nil {
+		return nil, err
+	}
 	return statements, nil
 }
 

@@ -23,14 +23,14 @@ import (
 const maxOrigins = 16
 
 // Provenance tells a host which attested attempts have a digest among their
-// subjects. What it may learn is what the job may be given: outputs of its own
+// subjects, or which of a job there are at all. What it may learn is what the job may be given: outputs of its own
 // project, and of jobs that its record names as dependencies.
 func (a *Authority) Provenance(ctx context.Context, req *authoritypb.ProvenanceRequest) (*authoritypb.ProvenanceResponse, error) {
 	switch {
 	case !isHex(req.GetAttempt(), 32):
 		return nil, status.Error(codes.InvalidArgument, "attempt: want 32 hex digits")
-	case !isHex(req.GetSha256(), 64):
-		return nil, status.Error(codes.InvalidArgument, "sha256: want 64 hex digits")
+	case !isHex(req.GetSha256(), 64) && (req.GetSha256() != "" || req.GetJobId() == 0):
+		return nil, status.Error(codes.InvalidArgument, "sha256: want 64 hex digits, or a job id without it")
 	case req.GetJobId() < 0 || req.GetJobId() > maxNumber:
 		return nil, status.Errorf(codes.InvalidArgument, "job id: %d is no identifier", req.GetJobId())
 	}
@@ -52,11 +52,7 @@ func (a *Authority) Provenance(ctx context.Context, req *authoritypb.ProvenanceR
 }
 
 func (a *Authority) origins(ctx context.Context, at *store.Attempt, sha256 string, job int64) (*authoritypb.ProvenanceResponse, error) {
-	only := store.Filter{Job: job}
-	if job == 0 {
-		only.Project = at.Job.Project
-	}
-	found, err := a.cfg.Store.BySubject(ctx, sha256, only, maxOrigins)
+	found, err := a.bundles(ctx, at, sha256, job)
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +75,17 @@ func (a *Authority) origins(ctx context.Context, at *store.Attempt, sha256 strin
 		res.Origins = append(res.Origins, origin)
 	}
 	return res, nil
+}
+
+// bundles are those of a digest, or those of a job.
+func (a *Authority) bundles(ctx context.Context, at *store.Attempt, sha256 string, job int64) ([]store.Found, error) {
+	switch {
+	case sha256 == "":
+		return a.cfg.Store.ByJob(ctx, job, maxOrigins)
+	case job == 0:
+		return a.cfg.Store.BySubject(ctx, sha256, store.Filter{Project: at.Job.Project}, maxOrigins)
+	}
+	return a.cfg.Store.BySubject(ctx, sha256, store.Filter{Job: job}, maxOrigins)
 }
 
 // mayUse reports whether a job may be given what another made.
@@ -183,7 +190,7 @@ func (a *Authority) checkOrigins(ctx context.Context, at *store.Attempt, entries
 		return a.unavailable(ctx, "read origins", err)
 	}
 	for _, o := range origins {
-		found, err := a.cfg.Store.BySubject(ctx, o.SHA256, store.Filter{Bundle: o.Attestation}, 1)
+		found, err := a.cfg.Store.BySubject(ctx, o.SHA256, store.Filter{Bundle: o.Attestation, Job: o.Job}, 1)
 		if err != nil {
 			return a.unavailable(ctx, "find origin", err)
 		}
@@ -203,6 +210,33 @@ func (a *Authority) checkOrigins(ctx context.Context, at *store.Attempt, entries
 		}
 		if !ok {
 			return a.condemn(ctx, EventOriginDiffers, at, "entry %d: attestation %s is of project %s, whose outputs this job was not given", o.Entry, o.Attestation, found[0].Project)
+		}
+	}
+	return nil
+}
+
+// checkDownloads looks up the artifacts of earlier jobs that nobody is said to
+// vouch for. A host may not have known better: it asked before there was an
+// attestation. But what its job did not make goes into no statement.
+func (a *Authority) checkDownloads(ctx context.Context, at *store.Attempt, entries []record.Entry) error {
+	downloads, err := attest.Unattested(entries)
+	if err != nil {
+		return a.unavailable(ctx, "read downloads", err)
+	}
+	for _, d := range downloads {
+		made, err := a.cfg.Store.ByJob(ctx, d.Job, 1)
+		if err != nil {
+			return a.unavailable(ctx, "find origin", err)
+		}
+		if len(made) == 0 {
+			continue
+		}
+		same, err := a.cfg.Store.BySubject(ctx, d.SHA256, store.Filter{Job: d.Job}, 1)
+		if err != nil {
+			return a.unavailable(ctx, "find origin", err)
+		}
+		if len(same) == 0 {
+			return a.condemn(ctx, EventOriginDiffers, at, "entry %d: job %d was attested, and sha256:%s is not among its outputs", d.Entry, d.Job, d.SHA256)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package authority_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -69,6 +70,10 @@ func TestProvenance(t *testing.T) {
 		"another digest":             {77, nil, attesttest.SHA256("x"), 0, nil},
 		"another project":            {78, nil, artifact, 0, nil},
 		"another project's job":      {78, nil, artifact, 4242, nil},
+		"any of a job":               {77, nil, "", 4242, []*authoritypb.Origin{want}},
+		"any of another job":         {77, nil, "", 4243, nil},
+		"any of another project's":   {78, nil, "", 4242, nil},
+		"any of a named job":         {78, dependsOn(4242), "", 4242, []*authoritypb.Origin{want}},
 		"another project's, named":   {78, dependsOn(4242), artifact, 4242, []*authoritypb.Origin{want}},
 		"another job of it is named": {78, dependsOn(4241), artifact, 4242, nil},
 	} {
@@ -98,6 +103,7 @@ func TestProvenanceRefusals(t *testing.T) {
 		"unknown": {&authoritypb.ProvenanceRequest{Attempt: strings.Repeat("0", 32), Sha256: artifact}, codes.NotFound},
 		"closed":  {&authoritypb.ProvenanceRequest{Attempt: made.GetAttempt(), Sha256: artifact}, codes.FailedPrecondition},
 		"digest":  {&authoritypb.ProvenanceRequest{Attempt: res.GetAttempt(), Sha256: strings.ToUpper(artifact)}, codes.InvalidArgument},
+		"any":     {&authoritypb.ProvenanceRequest{Attempt: res.GetAttempt()}, codes.InvalidArgument},
 		"job":     {&authoritypb.ProvenanceRequest{Attempt: res.GetAttempt(), Sha256: artifact, JobId: -1}, codes.InvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -175,3 +181,52 @@ func TestOriginsAreLookedUp(t *testing.T) {
 		})
 	}
 }
+
+// TestDownloadsAreLookedUp: what a host hands over as an earlier job's artifact
+// must be what that job made, wherever the authority knows.
+func TestDownloadsAreLookedUp(t *testing.T) {
+	w := newWorld(t)
+	made, _, closed := w.run()
+	id := int64(4400)
+	for name, c := range map[string]struct {
+		project, job int64
+		change       func(*record.Fetch)
+		refused      bool
+	}{
+		"as it is":                       {77, 4242, func(*record.Fetch) {}, false},
+		"of another project, named":      {78, 4242, func(*record.Fetch) {}, false},
+		"of another job":                 {77, 4241, func(*record.Fetch) {}, true},
+		"no such bundle":                 {77, 4242, func(f *record.Fetch) { f.Attestation = attesttest.SHA256("x") }, true},
+		"other bytes":                    {77, 4242, func(f *record.Fetch) { f.SHA256 = attesttest.SHA256("x") }, true},
+		"other bytes, said unattested":   {77, 4242, func(f *record.Fetch) { unattested(f); f.SHA256 = attesttest.SHA256("x") }, true},
+		"attested, said unattested":      {77, 4242, unattested, false},
+		"unattested":                     {77, 4241, unattested, false},
+		"other bytes, cut off":           {77, 4242, func(f *record.Fetch) { unattested(f); f.SHA256, f.Incomplete = attesttest.SHA256("x"), "cut off" }, false},
+		"other bytes, another project's": {78, 4242, func(f *record.Fetch) { unattested(f); f.SHA256 = attesttest.SHA256("x") }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			id++
+			res, o := w.openJob(id, c.project, dependsOn(c.job))
+			f := attesttest.Fetch("download_artifacts", "GET", fmt.Sprintf("https://gitlab.example.com/api/v4/jobs/%d/artifacts", c.job), "")
+			f.SHA256, f.Bytes, f.Attestation, f.Invocation = artifact, 100, closed.GetAttestations()[0].GetSha256(), made.GetInvocationId()
+			c.change(&f)
+			job := attesttest.JobOf(o)
+			i := slices.IndexFunc(job, func(ev attesttest.Event) bool { return ev.Kind == record.SourceVerified }) + 1
+			job = slices.Insert(job, i, attesttest.Event{Kind: record.StageStarted, Data: attesttest.Started("download_artifacts")},
+				attesttest.Event{Kind: record.Fetched, Data: f}, attesttest.Event{Kind: record.StageEnded, Data: attesttest.Ended("download_artifacts", "success")})
+			_, err := w.close(res, w.mustAppend(res, w.lines(job)...).GetHead())
+			if !c.refused {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			wantCode(t, err, codes.PermissionDenied)
+			if w.state(res) != store.StateRefused {
+				t.Errorf("the attempt is %s", w.state(res))
+			}
+		})
+	}
+}
+
+func unattested(f *record.Fetch) { f.Attestation, f.Invocation = "", "" }

@@ -176,7 +176,7 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 		StateDir: c.StateDir,
 		GitLab:   c.GitLabURL, GitLabRoots: gitlabRoots, Upstream: upstream, GitLabRunner: runner, RunnerVersion: runnerVersion,
 		HelperImage: c.HelperImage, DefaultImage: c.DefaultImage, Images: images,
-		DeclareSource: c.SourceMismatch == "declare", Spool: c.Authority.Unavailable == "spool", StopGrace: c.StopGrace, ReadOnlyRoot: c.ReadOnlyRoot,
+		DeclareSource: c.SourceMismatch == "declare", Spool: c.Authority.Unavailable == "spool", RefuseUnattested: c.UnattestedArtifacts == "refuse", StopGrace: c.StopGrace, ReadOnlyRoot: c.ReadOnlyRoot,
 		Limits: limits.all, Projects: limits.projects, Devices: limits.devices, Preparing: c.Limits.Preparing,
 		Services: host.ServiceRules{Limit: c.Services.Limit, Wait: c.Services.WaitTimeout, DebugLogs: c.Services.DebugLogs,
 			Limits: sandbox.Limits{MemoryBytes: c.Services.Memory, CPUs: c.Services.CPUs, Pids: c.Services.Pids}},

@@ -37,11 +37,13 @@ type Config struct {
 	// GitLabRoots are the roots that the GitLab origin's certificate is checked
 	// against, UpstreamRoots those of every other host. Nil means the system's.
 	GitLabRoots, UpstreamRoots *x509.CertPool
-	// SpoolDir is where uploads wait, unlinked, until they are matched. Whoever
+	// SpoolDir is where artifacts wait, unlinked, until they are matched or looked up. Whoever
 	// can read this directory's disk can read artifacts.
 	SpoolDir string
 	// CheckUpload decides over artifacts. Nil refuses every upload.
 	CheckUpload UploadCheck
+	// CheckDownload decides over artifacts of earlier jobs. Nil refuses every one.
+	CheckDownload DownloadCheck
 	// Lifetime is that of the job's certificate authority: the job's timeout.
 	// Zero means 24 hours.
 	Lifetime time.Duration
@@ -70,8 +72,8 @@ type Border struct {
 	patience patience
 	// fetches counts the exchanges that were recorded.
 	fetches atomic.Int64
-	// uploading is held by the one upload that may be under way.
-	uploading chan struct{}
+	// spooling is held by the one artifact that may be under way, in or out.
+	spooling chan struct{}
 
 	mu       sync.Mutex
 	sides    map[sandbox.Role]*side
@@ -102,7 +104,7 @@ func Open(ctx context.Context, cfg Config) (*Border, error) {
 	if err != nil {
 		return nil, fmt.Errorf("border: %w", err)
 	}
-	return &Border{cfg: cfg, ca: ca, up: up, secrets: newSecrets(cfg.Secrets), patience: usualPatience(), uploading: make(chan struct{}, 1), sides: map[sandbox.Role]*side{}}, nil
+	return &Border{cfg: cfg, ca: ca, up: up, secrets: newSecrets(cfg.Secrets), patience: usualPatience(), spooling: make(chan struct{}, 1), sides: map[sandbox.Role]*side{}}, nil
 }
 
 // Listening returns the TCP ports on which something of the tenant's listens in
@@ -159,7 +161,8 @@ func (b *Border) Begin(role sandbox.Role, stage sandbox.Stage) {
 
 // End closes the stage's permission and every connection of the role, and waits
 // for their handlers. It returns a *sandbox.SecurityError if an upload differed
-// from the sealed workspace, or why evidence could not be recorded.
+// from the sealed workspace or a download from what its job was attested to have
+// made, or why evidence could not be recorded.
 func (b *Border) End(role sandbox.Role) error { return b.EndTo(role, "") }
 
 // EndTo is End, and opens another stage's permission in the same moment.

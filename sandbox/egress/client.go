@@ -54,8 +54,9 @@ const (
 	ruleRecord    = "record-failed"     // evidence can no longer be recorded
 	ruleOrigin    = "origin"            // the origin did not answer
 	ruleRedirect  = "redirect"          // a redirect that the border does not follow
+	ruleOrigins   = "artifact-origin"   // an earlier job's artifact that may not be given
 	ruleUpload    = "upload"            // an upload that cannot be matched
-	ruleViolation = "artifact-mismatch" // an upload that differs from the sealed workspace
+	ruleViolation = "artifact-mismatch" // an artifact that differs from the sealed workspace, or from what was attested
 )
 
 // A client is one connection, or the inside of one that was unwrapped.

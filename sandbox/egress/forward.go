@@ -49,6 +49,9 @@ func (q *request) forward(d policy.Decision) bool {
 		return q.unanswered(err, fetch)
 	}
 	defer resp.Body.Close()
+	if d.Artifacts != 0 {
+		return q.download(resp, fetch, d.Artifacts)
+	}
 	return q.relay(resp, fetch)
 }
 

@@ -136,14 +136,14 @@ func (q *request) upload(d policy.Decision) bool {
 		return q.refuse(refusal{rule: ruleUpload, reason: "the upload is encoded in a way that cannot be read"})
 	}
 	select { // one at a time: each takes room in the spool
-	case b.uploading <- struct{}{}:
-		defer func() { <-b.uploading }()
+	case b.spooling <- struct{}{}:
+		defer func() { <-b.spooling }()
 	case <-q.p.ctx.Done():
 		return false
 	}
 	spool, err := newSpool(b.cfg.SpoolDir)
 	if err != nil {
-		return q.systemFailure(err)
+		return q.systemFailure("upload", err)
 	}
 	defer spool.Close()
 	if q.body.proceed() != nil {
@@ -156,7 +156,7 @@ func (q *request) upload(d policy.Decision) bool {
 	case errors.As(err, &form):
 		return q.refuse(refusal{rule: ruleUpload, reason: form.Error(), remedy: "artifacts are uploaded by gitlab-runner alone"})
 	case errors.Is(err, errSpool):
-		return q.systemFailure(err)
+		return q.systemFailure("upload", err)
 	case err != nil: // the client stopped sending, or sent what is no form
 		return q.refuse(refusal{rule: ruleUpload, reason: "the upload did not come to its end"})
 	}
@@ -169,7 +169,7 @@ var errSpool = errors.New("spool")
 type spool struct{ *os.File }
 
 func newSpool(dir string) (spool, error) {
-	f, err := os.CreateTemp(dir, "upload-*")
+	f, err := os.CreateTemp(dir, "artifact-*")
 	if err != nil {
 		return spool{}, fmt.Errorf("%w: %w", errSpool, err)
 	}
@@ -197,12 +197,12 @@ func (s spool) rewind() error {
 }
 
 // systemFailure is for what the host could not do. End tells it to the host.
-func (q *request) systemFailure(err error) bool {
+func (q *request) systemFailure(what string, err error) bool {
 	if q.p.ctx.Err() != nil {
 		return false
 	}
-	q.p.fail(fmt.Errorf("border: artifact upload: %w", err))
-	q.p.side.b.cfg.Log.Error("artifact upload failed", "error", err)
+	q.p.fail(fmt.Errorf("border: artifact %s: %w", what, err))
+	q.p.side.b.cfg.Log.Error("artifact "+what+" failed", "error", err)
 	q.tell(refusal{status: http.StatusInternalServerError, rule: ruleUpload, reason: "the runner host could not check the artifact",
 		remedy: "this is a failure of the runner host; run the job again"}, false, true)
 	q.linger()
@@ -217,7 +217,7 @@ func (q *request) match(d policy.Decision, file spool, p part) bool {
 		return q.refuse(refusal{rule: ruleUpload, reason: err.Error()})
 	}
 	if err := file.rewind(); err != nil {
-		return q.systemFailure(err)
+		return q.systemFailure("upload", err)
 	}
 	entries, err := b.cfg.CheckUpload(q.p.ctx, file.File, p.size, query.Format, p.fileName)
 	var (
@@ -230,7 +230,7 @@ func (q *request) match(d policy.Decision, file spool, p part) bool {
 	case errors.As(err, &user):
 		return q.refuse(refusal{rule: ruleUpload, reason: "artifact " + p.fileName + ": " + user.Error(), remedy: user.Hint})
 	case err != nil:
-		return q.systemFailure(err)
+		return q.systemFailure("upload", err)
 	}
 	entry := record.Upload{
 		Stage: string(q.p.stage), FileName: p.fileName, Type: query.Type, Format: query.Format,

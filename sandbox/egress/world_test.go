@@ -132,6 +132,7 @@ func newWorld(t testing.TB, o options) *world {
 			Job:     policy.Job{ID: jobID, GitLab: gl, Repository: gl.JoinPath(repo), Dependencies: []int64{depID}},
 		},
 		Record: w.rec, GitLabRoots: roots, UpstreamRoots: roots, SpoolDir: t.TempDir(), Resolver: w.names.resolver(),
+		CheckDownload: func(context.Context, int64, string) (string, string, error) { return "", "", nil },
 	}
 	if o.rules == nil {
 		o.rules = func(port int) []policy.Rule {

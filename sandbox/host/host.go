@@ -78,6 +78,9 @@ type Config struct {
 	// DeclareSource accepts a work tree that differs from the job's commit and
 	// says so in the statement. False refuses such a job.
 	DeclareSource bool
+	// RefuseUnattested keeps artifacts of earlier jobs from a job that nobody
+	// vouches for. False lets them in, and the statement says so.
+	RefuseUnattested bool
 	// Spool lets a job end although the authority does not answer, and closes
 	// its record later. False fails such a job.
 	Spool        bool
@@ -135,7 +138,8 @@ type Authority interface {
 	Close(ctx context.Context, attempt string, head record.Head, token string) (Closed, error)
 	// Provenance lists the attested attempts that have a digest among their
 	// outputs, newest first: of the attempt's project, or of job where it is not
-	// 0 and the record names it as a dependency.
+	// 0 and the record names it as a dependency. Of such a job it lists all where
+	// sha256 is empty.
 	Provenance(ctx context.Context, attempt, sha256 string, job int64) ([]Origin, error)
 }
 

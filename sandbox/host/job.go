@@ -70,6 +70,7 @@ type job struct {
 	late       error  // why the record is to be closed late
 	gone       bool
 	blocks     blockLog
+	downloads  downloadLog
 	inputs     inputCount
 	caches     jobCaches
 }

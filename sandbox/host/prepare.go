@@ -293,6 +293,9 @@ func (h *Host) openBorder(ctx context.Context, j *job, pol policy.Policy, out *j
 	border, err := egress.Open(ctx, egress.Config{
 		Policy: pol, Record: recorder{j}, GitLabRoots: h.cfg.GitLabRoots, UpstreamRoots: h.cfg.Upstream,
 		SpoolDir: h.spools(), CheckUpload: j.space.Match, Lifetime: lifetime,
+		CheckDownload: func(ctx context.Context, id int64, sha256 string) (string, string, error) {
+			return h.vouched(ctx, j, id, sha256)
+		},
 		Secrets: masked(j.payload.Variables), OnBlock: j.blocks.note, LocalNames: j.localNames(), Log: h.log.With("session", j.session),
 	})
 	if err != nil {

@@ -107,6 +107,7 @@ func (h *Host) stage(ctx context.Context, j *job, stage sandbox.Stage, files exe
 	}
 	exit, err := h.script(ctx, j, stage, standIn(script, j.border.CA()), files.Log)
 	j.reportBlocks(out)
+	j.reportDownloads(out)
 	j.reportHits(out)
 	if err != nil {
 		return exit, err

@@ -197,7 +197,7 @@ func (p Policy) download(r Request) Decision {
 		return Decision{Rule: RuleStage, Reason: "download_artifacts may only fetch the artifacts of jobs that this job depends on",
 			Remedy: "name the job under dependencies: or needs: in .gitlab-ci.yml"}
 	}
-	return Decision{Allow: true, Rule: RuleDownload, Follow: true}
+	return Decision{Allow: true, Rule: RuleDownload, Follow: true, Artifacts: id}
 }
 
 // upload lets upload_artifacts_* hand over the job's own artifacts.

@@ -239,6 +239,9 @@ type Decision struct {
 	// Follow says that the border itself follows redirects to public addresses:
 	// GitLab answers so where artifacts or LFS objects lie in object storage.
 	Follow bool
+	// Artifacts is the earlier job whose artifacts are asked for, or 0: they
+	// must be looked up before the helper has a byte of them.
+	Artifacts int64
 }
 
 // GitLabOrigin reports whether scheme, host and port are exactly those of the

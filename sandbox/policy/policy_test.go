@@ -216,8 +216,8 @@ func TestDecideHelper(t *testing.T) {
 		{sandbox.GetSources, "POST " + gl + "/group/project.git/git-upload-pack", Decision{Allow: true, Rule: RuleSource}},
 		{sandbox.GetSources, "POST " + gl + "/group/project.git/info/lfs/objects/batch", Decision{Allow: true, Rule: RuleLFS}},
 		{sandbox.GetSources, "GET " + gl + "/group/project.git/gitlab-lfs/objects/" + oid, Decision{Allow: true, Rule: RuleLFS, Follow: true}},
-		{sandbox.DownloadArtifacts, "GET " + gl + "/api/v4/jobs/7/artifacts", Decision{Allow: true, Rule: RuleDownload, Follow: true}},
-		{sandbox.DownloadArtifacts, "GET " + gl + "/api/v4/jobs/8/artifacts?direct_download=true", Decision{Allow: true, Rule: RuleDownload, Follow: true}},
+		{sandbox.DownloadArtifacts, "GET " + gl + "/api/v4/jobs/7/artifacts", Decision{Allow: true, Rule: RuleDownload, Follow: true, Artifacts: 7}},
+		{sandbox.DownloadArtifacts, "GET " + gl + "/api/v4/jobs/8/artifacts?direct_download=true", Decision{Allow: true, Rule: RuleDownload, Follow: true, Artifacts: 8}},
 		{sandbox.UploadSuccess, "POST " + gl + "/api/v4/jobs/42/artifacts?artifact_format=zip&artifact_type=archive&expire_in=1+week", Decision{Allow: true, Rule: RuleUpload, Upload: true}},
 		{sandbox.UploadFailure, "POST " + gl + "/api/v4/jobs/42/artifacts", Decision{Allow: true, Rule: RuleUpload, Upload: true}},
 	}

@@ -307,6 +307,12 @@ type Fetch struct {
 	Incomplete    string   `json:"incomplete,omitempty"` // why the body was not read to its end
 
 	Git *GitRequest `json:"git,omitempty"` // what was asked of git-upload-pack, where that could be read
+
+	// Invocation and Attestation are those of the attempt that made the artifact
+	// of an earlier job, as in [Cache]. They are empty where nobody vouches for it,
+	// and for all that is no such artifact.
+	Invocation  string `json:"invocation,omitempty"`
+	Attestation string `json:"attestation,omitempty"`
 }
 
 // GitRequest is what a client asked of a git server.

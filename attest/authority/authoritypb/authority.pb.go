@@ -677,10 +677,11 @@ func (x *Subject) GetSha256() string {
 }
 
 type ProvenanceRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Attempt       string                 `protobuf:"bytes,1,opt,name=attempt,proto3" json:"attempt,omitempty"`           // the one that asks
-	Sha256        string                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`             // of the output, lower-case hex
-	JobId         int64                  `protobuf:"varint,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"` // of the job that must have made it; 0 for any
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Attempt string                 `protobuf:"bytes,1,opt,name=attempt,proto3" json:"attempt,omitempty"` // the one that asks
+	Sha256  string                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`   // of the output, lower-case hex; may be empty to
+	// ask for any output, where a job is given
+	JobId         int64 `protobuf:"varint,3,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"` // of the job that must have made it; 0 for any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -780,7 +781,8 @@ func (x *ProvenanceResponse) GetOrigins() []*Origin {
 	return nil
 }
 
-// An Origin is an attested attempt that has the digest among its subjects.
+// An Origin is an attested attempt that has the digest among its subjects, where
+// one was asked for.
 type Origin struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	BundleSha256  string                 `protobuf:"bytes,1,opt,name=bundle_sha256,json=bundleSha256,proto3" json:"bundle_sha256,omitempty"`
