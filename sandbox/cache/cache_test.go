@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -292,6 +294,55 @@ func TestAfterACrash(t *testing.T) {
 	})
 	if err != nil || len(left) != 2 || left[0] != name('a')+".json" || left[1] != good.SHA256 {
 		t.Errorf("left %q, %v", left, err)
+	}
+}
+
+// TestManyAtOnce: jobs that keep and use the same few caches while others are
+// collected find whole archives or none.
+func TestManyAtOnce(t *testing.T) {
+	s := open(t, t.TempDir(), Limits{Archive: 1 << 20, Total: 64 << 10, Age: time.Hour})
+	var jobs sync.WaitGroup
+	for job := range 8 {
+		jobs.Go(func() {
+			for i := range 20 {
+				text := strings.Repeat(fmt.Sprint(job*i%5), 16<<10)
+				n := name("abcde"[i%5])
+				o, err := s.Put(t.Context(), strings.NewReader(text))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				e := Entry{Key: "deps", SHA256: o.SHA256, Bytes: o.Bytes, Stored: time.Now()}
+				if err := s.Point(scope(), n, e); err != nil {
+					t.Error(err)
+				}
+				if have, err := content(s, e); err != nil || have != text {
+					t.Errorf("its own, which is pinned: %d bytes, %v", len(have), err)
+				}
+				s.Release(o.SHA256)
+				if _, err := s.Collect(time.Now()); err != nil {
+					t.Error(err)
+				}
+				found, err := s.Find(scope(), n)
+				if err == nil {
+					_, err = content(s, found)
+				}
+				if err != nil && !errors.Is(err, ErrNotFound) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	jobs.Wait()
+	if _, err := s.Collect(time.Now()); err != nil {
+		t.Error(err)
+	}
+	for c := range "abcde" {
+		if e, err := s.Find(scope(), name("abcde"[c])); err == nil {
+			if _, err := content(s, e); err != nil {
+				t.Errorf("an entry without its archive: %v", err)
+			}
+		}
 	}
 }
 
