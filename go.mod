@@ -38,6 +38,7 @@ require (
 	github.com/transparency-dev/merkle v0.0.2 // proofs of inclusion and consistency
 	github.com/transparency-dev/tessera v1.0.4 // the transparency log: tiles, batches, witnesses
 	github.com/vishvananda/netlink v1.3.1 // links and routes of a job's network namespace
+	go.yaml.in/yaml/v3 v3.0.5 // tests: .gitlab-ci.yml of sample projects
 	golang.org/x/mod v0.42.0 // signed notes
 	golang.org/x/net v0.62.0 // DNS messages, internationalised host names
 	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
@@ -148,7 +149,6 @@ require (
 	go.opentelemetry.io/otel v1.45.0 // indirect
 	go.opentelemetry.io/otel/metric v1.45.0 // indirect
 	go.opentelemetry.io/otel/trace v1.45.0 // indirect
-	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/exp v0.0.0-20251023183803-a4bb9ffd2546 // indirect
 	golang.org/x/term v0.47.0 // indirect
