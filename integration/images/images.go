@@ -45,7 +45,8 @@ type Recipe struct {
 	Name string
 	// Base is what lies below, instead of a Debian.
 	Base *Recipe
-	// Packages of Debian, above its smallest system. Nil for no Debian at all.
+	// Packages of Debian, above its smallest system, or above the base. Nil for
+	// no Debian at all.
 	Packages []string
 	// Go adds the host's Go toolchain at /usr/local/go.
 	Go bool
@@ -153,7 +154,12 @@ func (r Recipe) build(ctx context.Context, cache, dir string, log io.Writer) (v1
 		return err
 	}
 	if r.Packages != nil {
-		if err := add("debian.tar", func(file string) error { return debian(ctx, r.Packages, work, file, log) }); err != nil {
+		if err := add("debian.tar", func(file string) error {
+			if r.Base != nil {
+				return addPackages(ctx, base, r.Packages, work, file, log)
+			}
+			return debian(ctx, r.Packages, work, file, log)
+		}); err != nil {
 			return nil, err
 		}
 	}
