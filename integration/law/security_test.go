@@ -120,7 +120,7 @@ func only(t *testing.T, tests map[string]map[string]bool, name string) string {
 		}
 	}
 	if len(found) != 1 {
-		t.Errorf("SECURITY.md: package %s is one of %v: want exactly one", name, found)
+		t.Errorf("package %s is one of %v: want exactly one", name, found)
 		return ""
 	}
 	return found[0]

@@ -3,7 +3,9 @@ package parity
 import (
 	"archive/zip"
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -72,11 +74,11 @@ func outcomeOf(t *testing.T, r coordinator.Result, e exemption) outcome {
 	return o
 }
 
-// contents lists a zip's entries in the order in which they lie in it.
+// contents lists a zip's entries, sorted: the runner packs several at once.
 func contents(t *testing.T, a coordinator.Artifact, e exemption) []string {
 	t.Helper()
 	if a.Format != "zip" {
-		return []string{fmt.Sprintf("%d bytes", len(a.Data))}
+		return members(t, a)
 	}
 	z, err := zip.NewReader(bytes.NewReader(a.Data), int64(len(a.Data)))
 	if err != nil {
@@ -99,11 +101,33 @@ func contents(t *testing.T, a coordinator.Artifact, e exemption) []string {
 		}
 		out = append(out, line)
 	}
+	slices.Sort(out)
+	return out
+}
+
+// members are the files of a report: their names, and how many lines each has,
+// for some tell times.
+func members(t *testing.T, a coordinator.Artifact) []string {
+	t.Helper()
+	r := bytes.NewReader(a.Data)
+	z, err := gzip.NewReader(r)
+	var out []string
+	for ; err == nil; err = z.Reset(r) {
+		z.Multistream(false)
+		text, err := io.ReadAll(z)
+		if err != nil {
+			t.Fatalf("%s: %v", a.FileName, err)
+		}
+		out = append(out, fmt.Sprintf("%s: %d lines", z.Name, bytes.Count(text, []byte("\n"))))
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Fatalf("%s: %v", a.FileName, err)
+	}
 	return out
 }
 
 // own begins the lines that executors add to the sections of a job's scripts.
-var own = regexp.MustCompile(`^(Using effective pull policy|Using docker image|Pulling docker image|Running after script|WARNING: Starting with version 17\.0)`)
+var own = regexp.MustCompile(`^(Using effective pull policy|Using docker image|Pulling docker image|Running after script|waiting for \d+ services|services ready after|WARNING: Starting with version 17\.0)`)
 
 // scriptOutput is what the job's own scripts said. It is sorted, for docker's
 // executor carries the two streams apart, and a line of one may overtake some of

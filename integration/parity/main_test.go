@@ -14,7 +14,8 @@ var theWorld *world.World
 
 func TestMain(m *testing.M) {
 	opts := world.Options{
-		Images: []string{images.Helper, images.Go, images.Shell, images.User},
+		Images: []string{images.Helper, images.Go, images.Shell, images.User, images.Redis},
+		More:   images.Jobs(),
 		Docker: true,
 	}
 	os.Exit(harness.Main(m, opts, func(w *world.World) error {

@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "1 looks good"
+echo "2 does not" && exit 42
