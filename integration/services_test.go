@@ -229,3 +229,13 @@ func TestServicesThatAJobCannotHaveFailIt(t *testing.T) {
 		})
 	}
 }
+
+func TestServicesEndWithAJobThatIsCanceled(t *testing.T) {
+	job := hermetic(long...)
+	job.Services = []coordinator.Image{web("web"), shellService("stubborn", "trap '' TERM; (trap '' TERM; while :; do sleep 1; done) &"+upAfter)}
+	a := start(t, job)
+	a.CancelOn("begun", coordinator.Canceled)
+	waitTrace(t, a, "begun")
+	gone(t)
+	unattestedID(t, a)
+}

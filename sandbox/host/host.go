@@ -4,9 +4,9 @@
 // The order of events inside each is the product's promise, so it stands in
 // one file each: prepare.go (open with the authority, resolve, build the
 // sandbox), stage.go (what must be true before a stage starts and after it
-// ended), finish.go (close the record, attest, say so in the job log),
-// teardown.go (nothing outlives the job) and reaper.go (jobs that the runner
-// abandoned).
+// ended), services.go (what runs beside the build), finish.go (close the record,
+// attest, say so in the job log), teardown.go (nothing outlives the job) and
+// reaper.go (jobs that the runner abandoned).
 //
 // # Rules that hold throughout
 //

@@ -83,15 +83,18 @@ func (h *Host) fetchImage(ctx context.Context, j *job, entry record.Image, wante
 	if err != nil {
 		return image.Image{}, err
 	}
+	return img, j.noteImage(entry, img)
+}
+
+// noteImage records an image that is there.
+func (j *job) noteImage(entry record.Image, img image.Image) error {
 	if entry.Name == "" {
 		entry.Name = img.Name
 	}
 	entry.Reference, entry.Manifest = img.Reference, img.Manifest
 	entry.Index, entry.Config, entry.Platform = img.Index, img.Config, img.Platform
-	if _, err := j.record.Append(record.ImageResolved, entry); err != nil {
-		return image.Image{}, err
-	}
-	return img, nil
+	_, err := j.record.Append(record.ImageResolved, entry)
+	return err
 }
 
 // A wish is an image that a job wants, with all that decides whether it gets it.
@@ -205,7 +208,7 @@ func (w *wish) take(ctx context.Context, img image.Image) bool {
 		release()
 		return false
 	}
-	w.job.holds = append(w.job.holds, release)
+	w.job.hold(release)
 	w.say("image %s: the one that is here, %s", w.name, img.Manifest)
 	return true
 }
@@ -246,7 +249,7 @@ func (w *wish) pulled(ctx context.Context) (image.Image, error) {
 		release()
 		return image.Image{}, err
 	}
-	w.job.holds = append(w.job.holds, release)
+	w.job.hold(release)
 	w.remember(img)
 	return img, nil
 }
@@ -381,6 +384,13 @@ func (h *Host) identity(j *job, config containerd.ImageConfig) (user string, ent
 		user = config.User
 	}
 	return user, entrypoint, nil
+}
+
+// hold keeps an image for the job. Several may come at once.
+func (j *job) hold(release func()) {
+	j.holding.Lock()
+	defer j.holding.Unlock()
+	j.holds = append(j.holds, release)
 }
 
 // letGo gives up the images that the job has held.

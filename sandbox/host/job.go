@@ -51,9 +51,10 @@ type job struct {
 	border     *egress.Border
 	containers containers
 	env        map[sandbox.Role][]string
-	entrypoint []string            // of the build image
-	user       string              // of the build image or the job
-	workDir    string              // of the build image; may be empty
+	entrypoint []string // of the build image
+	user       string   // of the build image or the job
+	workDir    string   // of the build image; may be empty
+	holding    sync.Mutex
 	holds      []func()            // release the images that the job runs on
 	ring       map[bool]*auth.Ring // logins for images: the host's own by true
 	services   []*service

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"hallmark.build/executor"
@@ -19,6 +20,7 @@ import (
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/egress"
+	"hallmark.build/sandbox/image"
 	"hallmark.build/sandbox/record"
 )
 
@@ -184,23 +186,39 @@ func (h *Host) kept(j *executor.Job, profile sandbox.Profile, name string) strin
 	return ""
 }
 
-// fetchServices makes the services' images present, in the job's order.
+// fetchServices makes the services' images present, all at once, and records them
+// in the job's order.
 func (h *Host) fetchServices(ctx context.Context, j *job, out *joblog.Log) error {
-	for _, s := range j.services {
-		entry := record.Image{Role: "service", Name: s.wanted.Name, Names: s.names}
-		img, err := h.fetchImage(ctx, j, entry, s.wanted, out)
+	found := make([]image.Image, len(j.services))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, s := range j.services {
+		w, err := h.wish(ctx, j, s.role, s.wanted, out)
 		if err != nil {
-			return fmt.Errorf("service %s: %w", s.name(), err)
+			return errors.Join(fmt.Errorf("service %s: %w", s.name(), err), g.Wait())
 		}
-		config, err := h.runtime.ImageConfig(ctx, img.Reference)
+		g.Go(func() (err error) {
+			if found[i], err = w.come(gctx); err != nil {
+				return fmt.Errorf("service %s: %w", s.name(), err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for i, s := range j.services {
+		if err := j.noteImage(record.Image{Role: "service", Name: s.wanted.Name, Names: s.names}, found[i]); err != nil {
+			return err
+		}
+		config, err := h.runtime.ImageConfig(ctx, found[i].Reference)
 		if err != nil {
 			return fmt.Errorf("service %s: %w", s.name(), err)
 		}
 		if err := h.equip(j, s, config); err != nil {
 			return err
 		}
-		s.reference = img.Reference
-		out.Printf("service %s  as %s", img.Reference, strings.Join(s.names, ", "))
+		s.reference = found[i].Reference
+		out.Printf("service %s  as %s", s.reference, strings.Join(s.names, ", "))
 	}
 	return nil
 }
@@ -315,7 +333,7 @@ func portNumber(s string) (int, bool) {
 func (h *Host) serviceSpec(j *job, s *service) (sandbox.Spec, error) {
 	name := string(s.role)
 	for _, n := range s.names {
-		if !strings.ContainsAny(n, "._") {
+		if !strings.ContainsAny(n, "._") && strings.Trim(n, "-") == n {
 			name = n
 			break
 		}
