@@ -330,7 +330,7 @@ func (c *comparison) submodule(ctx context.Context, e treeEntry, n *node, rel st
 	}
 	c.checkedOut++
 	inside := &repository{rel: rel, tree: tree, url: c.urlOf(ctx, rel)}
-	if err := c.note(record.Submodule{Path: show(rel), Commit: e.id.String(), Tree: tree.String(), URL: inside.url}); err != nil {
+	if err := c.note(record.Submodule{Path: printable(rel), Commit: e.id.String(), Tree: tree.String(), URL: inside.url}); err != nil {
 		return err
 	}
 	outside := c.super
@@ -378,8 +378,14 @@ func show(rel string) string {
 	if len(rel) > maxShown {
 		rel = strings.ToValidUTF8(rel[:maxShown], "") + "…"
 	}
-	if !utf8.ValidString(rel) || strconv.Quote(rel) != `"`+rel+`"` {
-		return strconv.Quote(rel)
+	return printable(rel)
+}
+
+// printable is a path as it is, or quoted where it has bytes that do not print.
+// No two paths have the same.
+func printable(rel string) string {
+	if quoted := strconv.Quote(rel); !utf8.ValidString(rel) || quoted != `"`+rel+`"` {
+		return quoted
 	}
 	return rel
 }

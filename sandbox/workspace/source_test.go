@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hallmark.build/sandbox"
+	"hallmark.build/sandbox/record"
 )
 
 // upstream makes a repository with what git can hold, 30 commits long.
@@ -283,9 +284,20 @@ func TestVerifySourceSubmodules(t *testing.T) {
 				if got.Outcome != c.outcome || !cmp.Equal(c.differs, got.Differs) || !strings.Contains(got.Detail, c.detail) {
 					t.Errorf("source %+v, want %s, %q, %q", got, c.outcome, c.differs, c.detail)
 				}
+				want := map[string][]string{"left out": nil, "normal": {"sub/middle"}, "recursive": {"sub/middle", deep}, "shallow": {"sub/middle", deep}}
+				if paths, ok := want[name]; ok && !cmp.Equal(paths, pathsOf(got.Submodules)) {
+					t.Errorf("submodules %+v, want %q", got.Submodules, paths)
+				}
 			})
 		}
 	}
+}
+
+func pathsOf(modules []record.Submodule) (out []string) {
+	for _, m := range modules {
+		out = append(out, m.Path)
+	}
+	return out
 }
 
 func TestVerifySourceLFS(t *testing.T) {
