@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A baseline is what is there before the first job.
@@ -68,7 +70,43 @@ func (w *World) leaks() []string {
 			}
 		}
 	}
+	out = append(out, w.loops()...)
 	return append(out, w.cgroups()...)
+}
+
+// loops are the devices of this world's sessions, whose names they carry. Devices
+// are the whole machine's: other worlds have theirs beside them.
+func (w *World) loops() []string {
+	names, err := filepath.Glob("/sys/block/loop*/loop")
+	if err != nil {
+		return []string{err.Error()}
+	}
+	own := w.sessions()
+	var out []string
+	for _, name := range names {
+		device := filepath.Join("/dev", filepath.Base(filepath.Dir(name)))
+		f, err := os.Open(device)
+		if err != nil {
+			continue // it went just now
+		}
+		info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+		f.Close()
+		if err == nil && own[unix.ByteSliceToString(info.File_name[:])] {
+			out = append(out, "loop device "+device)
+		}
+	}
+	return out
+}
+
+// sessions are those that the sandbox daemon's log names.
+func (w *World) sessions() map[string]bool {
+	own := map[string]bool{}
+	if w.Sandboxd != nil {
+		for _, m := range sessionInLog.FindAllStringSubmatch(w.Sandboxd.Log(), -1) {
+			own[m[1]] = true
+		}
+	}
+	return own
 }
 
 // session reports whether a name is a sandbox's handle or begins with one.
@@ -155,12 +193,7 @@ var sessionInLog = regexp.MustCompile(`\bs(?:ession|andbox)="?([0-9a-f]{32})`)
 // are the whole machine's: other worlds have theirs beside them.
 func (w *World) cgroups() []string {
 	var out []string
-	own := map[string]bool{}
-	if w.Sandboxd != nil {
-		for _, m := range sessionInLog.FindAllStringSubmatch(w.Sandboxd.Log(), -1) {
-			own[m[1]] = true
-		}
-	}
+	own := w.sessions()
 	roots, err := filepath.Glob("/sys/fs/cgroup/*")
 	if err != nil {
 		return []string{err.Error()}

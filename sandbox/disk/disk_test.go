@@ -224,7 +224,7 @@ func TestSweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	loop, err := attach(f)
+	loop, err := attach(f, "never mounted")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -113,7 +113,7 @@ func (i *image) mount(dir, at string) (*os.File, error) {
 			return nil, err
 		}
 	}
-	loop, err := attach(f)
+	loop, err := attach(f, filepath.Base(at))
 	if err != nil {
 		return nil, err
 	}

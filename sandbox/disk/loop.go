@@ -20,8 +20,8 @@ const (
 )
 
 // attach makes a block device of a file. The device is gone when the last who
-// has it open or mounted is.
-func attach(f *os.File) (*os.File, error) {
+// has it open or mounted is. It carries a name, for the file has none.
+func attach(f *os.File, name string) (*os.File, error) {
 	control, err := os.OpenFile(loopControl, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf(`loop device: %w: load the kernel module "loop", or set limits.disk to "0B"`, err)
@@ -36,7 +36,7 @@ func attach(f *os.File) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = configure(loop, f)
+		err = configure(loop, f, name)
 		if err == nil {
 			return loop, nil
 		}
@@ -48,9 +48,10 @@ func attach(f *os.File) (*os.File, error) {
 	return nil, errors.New("loop device: none stays free")
 }
 
-func configure(loop, f *os.File) error {
+func configure(loop, f *os.File, name string) error {
 	config := unix.LoopConfig{Fd: uint32(f.Fd()), Size: blockSize}
 	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], name)
 	return unix.IoctlLoopConfigure(int(loop.Fd()), &config)
 }
 

@@ -36,7 +36,7 @@ type patience struct {
 
 func usualPatience() patience {
 	return patience{
-		peek: 10 * time.Second, hello: 10 * time.Second, head: 10 * time.Second, idle: time.Minute,
+		peek: 20 * time.Second, hello: 20 * time.Second, head: 20 * time.Second, idle: time.Minute,
 		body: time.Minute, take: 10 * time.Minute, linger: time.Second,
 	}
 }

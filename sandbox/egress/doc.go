@@ -55,7 +55,7 @@
 // authority (ECDSA P-256, its key in this process's memory alone, gone with the
 // Border); inside it and outside, HTTP/1.1 and 1.0 pass. Anything else is closed
 // and recorded as not-http: SSH, HTTP/2 with prior knowledge, TLS in TLS, and a
-// client that waits ten seconds for the server to begin. Heads are checked more
+// client that waits twenty seconds for the server to begin. Heads are checked more
 // strictly than net/http does, and are never forwarded as they came: the origin
 // gets method, target, and an allow-list of headers, written anew. Upgrade,
 // cookies, Range and If-* are not on that list, and Accept-Encoding is identity:
@@ -105,7 +105,7 @@
 // # Limits
 //
 // Per role: 256 connections, 16384 names, 1000 different refusals a stage by name
-// (the rest are counted together). Per connection: ten seconds to speak, for a
+// (the rest are counted together). Per connection: twenty seconds to speak, for a
 // handshake and for a head, 64 KiB of head, 60 idle. Per job: 500000 exchanges, one
 // upload at a time. The path "/org" of a rule is "/org" and what is below it.
 //

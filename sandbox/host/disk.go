@@ -59,9 +59,6 @@ func (h *Host) prepareDisks(ctx context.Context) error {
 // furnish gives the job its directory, on a disk of its own where its use is
 // bounded.
 func (h *Host) furnish(ctx context.Context, j *job) error {
-	if err := h.room(); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(j.dir, 0o711); err != nil {
 		return err
 	}

@@ -11,12 +11,14 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"hallmark.build/executor"
 	"hallmark.build/executor/joblog"
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/egress"
+	"hallmark.build/sandbox/image"
 	"hallmark.build/sandbox/policy"
 	"hallmark.build/sandbox/record"
 	"hallmark.build/sandbox/workspace"
@@ -55,6 +57,9 @@ func (h *Host) prepare(ctx context.Context, conn *executor.Conn, out *joblog.Log
 		env: map[sandbox.Role][]string{}, spool: h.cfg.Spool, services: services,
 	}
 	if j.limits, err = h.boundsOf(payload); err != nil {
+		return err
+	}
+	if err := h.room(); err != nil {
 		return err
 	}
 	if exists(req.TempDir) {
@@ -146,8 +151,16 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 	if err := h.open(ctx, j, req, pol); err != nil {
 		return err
 	}
-	build, helper, err := h.fetchImages(ctx, j, out)
-	if err != nil {
+	var (
+		build, helper image.Image
+		both          errgroup.Group // neither waits for the other
+	)
+	both.Go(func() (err error) {
+		build, helper, err = h.fetchImages(ctx, j, out)
+		return err
+	})
+	both.Go(func() error { return h.enclose(ctx, j, pol, out) })
+	if err := both.Wait(); err != nil {
 		return err
 	}
 	if err := h.fetchServices(ctx, j, out); err != nil {
@@ -160,6 +173,22 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 		return err
 	}
 	defer leave()
+	if err := h.create(ctx, j, build, helper); err != nil {
+		return err
+	}
+	leave()
+	out.Printf("image   %s", build.Reference)
+	out.Printf("network %s", networkInWords(j.profile, len(h.cfg.Allow)))
+	out.Printf("limits  %s", j.limits.inWords())
+	for _, line := range j.limits.tightened() {
+		out.Printf("        %s", line)
+	}
+	out.Printf("record  attempt %s, sandbox ready in %.1f s", j.opened.Attempt, time.Since(j.started).Seconds())
+	return j.pump.acknowledged(ctx)
+}
+
+// enclose makes what a sandbox has apart from its containers.
+func (h *Host) enclose(ctx context.Context, j *job, pol policy.Policy, out *joblog.Log) (err error) {
 	if j.ids, err = h.ids.take(); err != nil {
 		return err
 	}
@@ -172,17 +201,13 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 	if err := h.openBorder(ctx, j, pol, out); err != nil {
 		return err
 	}
-	if err := h.create(ctx, j, build, helper); err != nil {
-		return err
+	// The border keeps them for the containers.
+	for _, role := range []sandbox.Role{sandbox.Build, sandbox.Helper} {
+		if _, err := j.border.Namespace(role); err != nil {
+			return fmt.Errorf("border: %w", err)
+		}
 	}
-	out.Printf("image   %s", build.Reference)
-	out.Printf("network %s", networkInWords(j.profile, len(h.cfg.Allow)))
-	out.Printf("limits  %s", j.limits.inWords())
-	for _, line := range j.limits.tightened() {
-		out.Printf("        %s", line)
-	}
-	out.Printf("record  attempt %s, sandbox ready in %.1f s", j.opened.Attempt, time.Since(j.started).Seconds())
-	return j.pump.acknowledged(ctx)
+	return nil
 }
 
 func networkInWords(p sandbox.Profile, rules int) string {
