@@ -31,6 +31,9 @@ const (
 	compareBuffer = 64 << 10
 )
 
+// zstdMagic begins what the runner calls tarzstd.
+const zstdMagic = "\x28\xb5\x2f\xfd"
+
 // Match reads an artifact as the runner's uploader made it, and compares each
 // entry with the sealed project directory. file is complete and size bytes
 // long. Whatever differs is a *sandbox.SecurityError; an archive that is true
@@ -118,6 +121,11 @@ type matcher struct {
 }
 
 func (m matcher) zip(ctx context.Context, file io.ReaderAt, size int64) ([]record.UploadEntry, error) {
+	if head := make([]byte, len(zstdMagic)); size >= int64(len(head)) {
+		if _, err := file.ReadAt(head, 0); err == nil && string(head) == zstdMagic {
+			return nil, errZstd()
+		}
+	}
 	members, err := readLayout(file, size)
 	if err != nil {
 		return nil, err

@@ -392,7 +392,7 @@ func TestMatchRefusesCraftedZips(t *testing.T) {
 		"patched data":         {one(func(z *zipFile) { z.flags |= 0x20 }), "flags"},
 		"masked headers":       {one(func(z *zipFile) { z.flags |= 0x2000 }), "flags"},
 		"bzip2":                {one(func(z *zipFile) { z.method = 12 }), "method 12"},
-		"zstd":                 {one(func(z *zipFile) { z.method = 93 }), "method 93"},
+		"lzma":                 {one(func(z *zipFile) { z.method = 14 }), "method 14"},
 		"stored, two sizes":    {one(func(z *zipFile) { z.method, z.raw = zip.Store, []byte("contentX") }), "two sizes"},
 		"absolute":             {makeZip(regular("/etc/passwd", "x")), "not a clean"},
 		"dot dot":              {makeZip(regular("../f", "x")), "not a clean"},
@@ -443,6 +443,22 @@ func swapped(a, b zipFile) []byte {
 	first := centralSize + len(a.name)
 	central := append(slices.Clone(z[at+first:len(z)-endSize]), z[at:at+first]...)
 	return endZip(slices.Clone(z[:at]), central, 2)
+}
+
+// TestMatchSaysThatItReadsNoZstd: a job that asks the runner for zstd attacks
+// nobody.
+func TestMatchSaysThatItReadsNoZstd(t *testing.T) {
+	w := sealed(t, simpleTree)
+	zstd := regular("f", "content").with(func(z *zipFile) { z.method = methodZstd })
+	for name, data := range map[string][]byte{"zipzstd": makeZip(zstd), "tarzstd": []byte(zstdMagic + "\x04\x00")} {
+		t.Run(name, func(t *testing.T) {
+			_, err := w.match(t, data, "zip", "cache.zip")
+			user, ok := errors.AsType[*sandbox.UserError](err)
+			if !ok || !strings.Contains(user.Hint, "CACHE_COMPRESSION_FORMAT") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
 }
 
 // What is true but not for every reader is the job's to solve, not an attack.

@@ -50,6 +50,7 @@ const (
 	flagUTF8       = 0x0800
 	methodStore    = 0
 	methodDeflate  = 8
+	methodZstd     = 93 // known, and not read
 )
 
 // Extra fields that are understood. Others can carry a second name or content.
@@ -429,6 +430,8 @@ func describe(h header, creator uint16, attributes uint32) (member, error) {
 		return m, fmt.Errorf("%s: a directory with content", show(name))
 	case h.method == methodStore && h.size != h.packed:
 		return m, fmt.Errorf("%s: stored with two sizes", show(name))
+	case h.method == methodZstd:
+		return m, errZstd()
 	case h.method != methodStore && h.method != methodDeflate:
 		return m, fmt.Errorf("%s: compression method %d", show(name), h.method)
 	}
@@ -514,6 +517,15 @@ func ambiguous(format string, args ...any) error {
 	return &sandbox.UserError{
 		Err:  fmt.Errorf(format, args...),
 		Hint: "rename the file, leave it out of the artifacts with artifacts:exclude, or pack it into a tar archive",
+	}
+}
+
+// errZstd is for what GitLab Runner makes of caches where a job asks for it, and
+// never of artifacts: GitLab takes none such.
+func errZstd() error {
+	return &sandbox.UserError{
+		Err:  errors.New("compressed with zstd, which is not compared with the sealed workspace"),
+		Hint: "leave CACHE_COMPRESSION_FORMAT out, or set it to zip",
 	}
 }
 
