@@ -225,12 +225,15 @@ func TestUsersThatAreNotAllowed(t *testing.T) {
 func TestImagesOwnConfiguration(t *testing.T) {
 	name := private(t, "open/config", "", func(c *v1.Config) {
 		c.User = "builder"
-		c.WorkingDir = "/home/builder"
+		c.WorkingDir = "/made/for/work"
+		c.Volumes = map[string]struct{}{"/made/for/data": {}}
 		c.Entrypoint = []string{"/bin/sh", "-c", `echo "entered in $(pwd) as $(id -un)"; exec "$@"`, "entrypoint"}
 	})
-	r := run(t, inImage(name))
+	job := inImage(name)
+	job.Script = append(job.Script, "ls /made/for")
+	r := run(t, job)
 	expect(t, r, coordinator.Success, "")
-	mention(t, r, "entered in /home/builder as builder", "inside of open/config")
+	mention(t, r, "entered in /made/for/work as builder", "data\n", "inside of open/config")
 }
 
 func TestPlatformOfAnImage(t *testing.T) {

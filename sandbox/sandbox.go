@@ -144,6 +144,9 @@ type Spec struct {
 	Limits   Limits
 	Mounts   []Mount
 	ReadOnly bool // root file system
+	// Dirs are directories that the image says it has: those that are missing
+	// are made. Such that lie where the runtime or a mount is are passed over.
+	Dirs []string
 	// Scratch is a directory of the host, made by the runtime, that takes what the
 	// container writes to its root file system. Empty: the runtime's own, which
 	// nothing bounds.

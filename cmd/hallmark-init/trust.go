@@ -34,14 +34,18 @@ func setup(m initproto.Setup) initproto.Message {
 			return *failure(0, blame(err), "write "+f.Path, err.Error())
 		}
 	}
-	if len(m.CA) == 0 {
-		return initproto.Ready{}
+	var stores []string
+	if len(m.CA) > 0 {
+		var err error
+		if stores, err = trust("/", m.CA); err != nil {
+			return *failure(0, blame(err), "trust stores", err.Error())
+		}
 	}
-	names, err := trust("/", m.CA)
-	if err != nil {
-		return *failure(0, blame(err), "trust stores", err.Error())
+	for _, d := range m.Dirs {
+		// The image's wish: what cannot be made is missed by who needs it.
+		_ = os.MkdirAll(d, 0o755)
 	}
-	return initproto.Ready{Stores: names}
+	return initproto.Ready{Stores: stores}
 }
 
 // replace puts a file in the place of whatever the image has there, without

@@ -207,6 +207,7 @@ func (c *Container) setup(ctx context.Context, spec sandbox.Spec) error {
 	m := initproto.Setup{CA: spec.CA, MaxID: spec.IDs.Count - 1}
 	if !spec.ReadOnly {
 		m.Files = append(etcFiles(spec), hashedCA(spec.CA)...)
+		m.Dirs = ownDirs(spec)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.New("init does not answer"))
 	defer cancel()

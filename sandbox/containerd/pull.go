@@ -8,7 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -436,7 +439,8 @@ type ImageConfig struct {
 	Entrypoint []string
 	Cmd        []string
 	User       string
-	WorkingDir string
+	WorkingDir string   // clean and absolute, or empty
+	Volumes    []string // the same, in order
 	// ExposedPorts are words such as "5432/tcp".
 	ExposedPorts map[string]struct{}
 }
@@ -474,6 +478,7 @@ func parseConfig(raw []byte) (ImageConfig, error) {
 			Cmd        []string
 			User       string
 			WorkingDir string
+			Volumes    map[string]struct{}
 
 			ExposedPorts map[string]struct{}
 		} `json:"config"`
@@ -481,9 +486,10 @@ func parseConfig(raw []byte) (ImageConfig, error) {
 	if err := json.Unmarshal(raw, &doc); err != nil {
 		return ImageConfig{}, errors.New("not valid JSON")
 	}
-	c := ImageConfig(doc.Config)
+	d := doc.Config
+	c := ImageConfig{Env: d.Env, Entrypoint: d.Entrypoint, Cmd: d.Cmd, User: d.User, WorkingDir: d.WorkingDir, Volumes: slices.Sorted(maps.Keys(d.Volumes)), ExposedPorts: d.ExposedPorts}
 	size := len(c.User) + len(c.WorkingDir)
-	for _, list := range [][]string{c.Env, c.Entrypoint, c.Cmd, {c.User, c.WorkingDir}} {
+	for _, list := range [][]string{c.Env, c.Entrypoint, c.Cmd, c.Volumes, {c.User, c.WorkingDir}} {
 		if len(list) > maxConfigList {
 			return ImageConfig{}, fmt.Errorf("a list has more than %d entries", maxConfigList)
 		}
@@ -502,8 +508,11 @@ func parseConfig(raw []byte) (ImageConfig, error) {
 			return ImageConfig{}, fmt.Errorf("environment entry without a name")
 		}
 	}
-	if c.WorkingDir != "" && !strings.HasPrefix(c.WorkingDir, "/") {
-		c.WorkingDir = "/" + c.WorkingDir
+	if c.WorkingDir != "" {
+		c.WorkingDir = path.Clean("/" + c.WorkingDir)
+	}
+	for i, v := range c.Volumes {
+		c.Volumes[i] = path.Clean("/" + v)
 	}
 	return c, nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -86,15 +87,17 @@ func TestParseConfigRefuses(t *testing.T) {
 }
 
 func FuzzParseConfig(f *testing.F) {
-	f.Add([]byte(`{"config":{"Env":["A=1"],"User":"x","WorkingDir":"w","Cmd":["a"],"Entrypoint":["b"],"Labels":{"x":"y"}}}`))
+	f.Add([]byte(`{"config":{"Env":["A=1"],"User":"x","WorkingDir":"w","Volumes":{"/v/../w":{}},"Cmd":["a"],"Entrypoint":["b"],"Labels":{"x":"y"}}}`))
 	f.Add([]byte(`{}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		c, err := parseConfig(raw)
 		if err != nil {
 			return
 		}
-		if c.WorkingDir != "" && c.WorkingDir[0] != '/' {
-			t.Fatalf("%q", c.WorkingDir)
+		for _, d := range append(c.Volumes, c.WorkingDir) {
+			if d != "" && (d[0] != '/' || path.Clean(d) != d) {
+				t.Fatalf("%q", d)
+			}
 		}
 		for _, e := range c.Env {
 			if strings.IndexByte(e, '=') < 1 || strings.ContainsRune(e, 0) {
@@ -233,6 +236,27 @@ func TestPullDistrusts(t *testing.T) {
 	}
 	if _, err := b.runtime.ImageConfig(t.Context(), host+"/"+rest); err == nil {
 		t.Error("the forged image is here")
+	}
+}
+
+// Docker makes the directories that an image names and does not have. Where
+// others than the image put something it makes none.
+func TestDirectoriesThatAnImageNames(t *testing.T) {
+	b := start(t)
+	s := b.spec("base")
+	shared := t.TempDir()
+	s.Mounts = []sandbox.Mount{{Source: shared, Target: "/shared"}}
+	s.Dirs = []string{"/data/deep", "/etc", "/etc/passwd/x", "/shared/x", "/dev/x", "/proc/x"}
+	got := run(t, b.create(t, s), shell("ls -d /data/deep /shared/x /dev/x; touch /data/deep/file && echo mine"))
+	if !strings.Contains(got.out, "/data/deep\nmine\n") || strings.Contains(got.out, "/x") {
+		t.Errorf("%+v", got)
+	}
+	if left := existing(shared + "/*"); len(left) > 0 {
+		t.Errorf("in the mount there is now %v", left)
+	}
+	s.Dirs = []string{"data/../x"}
+	if _, err := b.runtime.Create(t.Context(), s); err == nil {
+		t.Error("a path that is not clean was taken")
 	}
 }
 

@@ -88,6 +88,11 @@ func check(s sandbox.Spec) error {
 	case len(s.CA) > initproto.MaxMessage/2:
 		return errors.New("ca: too large")
 	}
+	for _, d := range s.Dirs {
+		if !filepath.IsAbs(d) || filepath.Clean(d) != d || strings.ContainsRune(d, 0) {
+			return fmt.Errorf("directory %q: want a clean absolute path", d)
+		}
+	}
 	if err := checkLimits(s.Limits); err != nil {
 		return fmt.Errorf("limits: %w", err)
 	}
@@ -104,6 +109,20 @@ func check(s sandbox.Spec) error {
 		}
 	}
 	return nil
+}
+
+// ownDirs are the directories that an image may have made: in its own root file
+// system alone, where nothing is shared with another container.
+func ownDirs(s sandbox.Spec) []string {
+	var list []string
+	for _, d := range s.Dirs {
+		inside := func(place string) bool { return d == place || strings.HasPrefix(d, place+"/") }
+		if d != "/" && !slices.ContainsFunc([]string{"/dev", "/proc", "/sys"}, inside) &&
+			!slices.ContainsFunc(s.Mounts, func(m sandbox.Mount) bool { return inside(m.Target) }) {
+			list = append(list, d)
+		}
+	}
+	return list
 }
 
 func checkMount(m sandbox.Mount) error {

@@ -49,6 +49,9 @@ func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) er
 		}
 	}
 	for role, spec := range specs {
+		if role == sandbox.Build {
+			spec.Dirs = dirsOf(config)
+		}
 		if spec.NetNS, err = j.border.Namespace(networkOf(role)); err != nil {
 			return fmt.Errorf("border: %w", err)
 		}

@@ -393,6 +393,16 @@ func (j *job) hold(release func()) {
 	j.holds = append(j.holds, release)
 }
 
+// dirsOf are the directories that a container has even where its image has not:
+// Docker makes a volume for each that the image names, gone with the container.
+// Here all that the container writes is gone with it, so a directory will do.
+func dirsOf(c containerd.ImageConfig) []string {
+	if c.WorkingDir == "" {
+		return c.Volumes
+	}
+	return append(slices.Clone(c.Volumes), c.WorkingDir)
+}
+
 // letGo gives up the images that the job has held.
 func (j *job) letGo() {
 	for _, release := range j.holds {

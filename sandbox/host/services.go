@@ -54,6 +54,7 @@ type service struct {
 
 	reference string // of its image, by digest
 
+	dirs    []string // that the image names
 	process sandbox.Process
 	ports   []int // where it is expected to listen, in order
 	said    *serviceLog
@@ -239,6 +240,7 @@ func (h *Host) equip(j *job, s *service, config containerd.ImageConfig) error {
 		user = j.payload.ExpandAll(u, buildsDir, h.cfg.RunnerVersion)
 	}
 	env := merged(environment(config.Env, ""), s.env)
+	s.dirs = dirsOf(config)
 	s.process = sandbox.Process{Args: args, Env: env, Dir: config.WorkingDir, User: user, Grace: serviceGrace}
 	var err error
 	if s.ports, err = expectedPorts(env, config.ExposedPorts); err != nil {
@@ -343,6 +345,7 @@ func (h *Host) serviceSpec(j *job, s *service) (sandbox.Spec, error) {
 		return sandbox.Spec{}, err
 	}
 	spec := h.spec(j, s.role, s.reference, mounts)
+	spec.Dirs = s.dirs
 	spec.Hostname, spec.Limits, spec.ReadOnly = name, serviceLimits(spec.Limits, h.cfg.Services.Limits), false
 	return spec, nil
 }

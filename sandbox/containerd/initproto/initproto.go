@@ -77,6 +77,8 @@ type Setup struct {
 	CA    []byte // PEM; empty leaves the trust stores alone
 	MaxID uint32 // the highest user or group id that is mapped
 	Files []File // to be written into the root file system
+	// Dirs are made where they are missing, mode 0755, as far as they can be.
+	Dirs []string
 }
 
 // A File is written whole, mode 0644.
@@ -191,7 +193,7 @@ func (m Setup) append(b []byte) []byte {
 	for _, f := range m.Files {
 		b = appendString(appendString(b, f.Path), string(f.Data))
 	}
-	return b
+	return appendList(b, m.Dirs)
 }
 
 func (r *reader) setup() Message {
@@ -202,6 +204,12 @@ func (r *reader) setup() Message {
 			return nil
 		}
 		m.Files = append(m.Files, f)
+	}
+	m.Dirs = r.list()
+	for _, d := range m.Dirs {
+		if !strings.HasPrefix(d, "/") {
+			r.bad = true
+		}
 	}
 	return m
 }

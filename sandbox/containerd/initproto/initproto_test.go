@@ -10,7 +10,7 @@ import (
 )
 
 var samples = []Message{
-	Setup{CA: []byte("pem"), MaxID: 65535, Files: []File{{Path: "/etc/hosts", Data: []byte("127.0.0.1 localhost\n")}}},
+	Setup{CA: []byte("pem"), MaxID: 65535, Files: []File{{Path: "/etc/hosts", Data: []byte("127.0.0.1 localhost\n")}}, Dirs: []string{"/data", "/var/lib/x"}},
 	Setup{CA: []byte{}},
 	Start{Seq: 1, Args: []string{"sh", "-c", "true"}, Env: []string{"A=1", "B=\xff"}, Dir: "/", User: "1000:1000"},
 	Start{Seq: 1<<32 - 1, Shell: true, Dir: "/builds/a"},
@@ -88,6 +88,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"no directory":        enc(Start{Seq: 1, Shell: true}),
 		"user with NUL":       enc(Start{Seq: 1, Shell: true, Dir: "/", User: "\x00"}),
 		"relative file":       enc(Setup{Files: []File{{Path: "etc"}}}),
+		"relative place":      enc(Setup{Dirs: []string{"etc"}}),
 		"code and signal":     enc(Exited{Seq: 1, Code: 1, Signal: 9}),
 		"reason zero":         enc(Failed{Seq: 1}),
 		"reason unknown":      enc(Failed{Seq: 1, Reason: System + 1}),
