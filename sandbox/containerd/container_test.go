@@ -471,6 +471,8 @@ func TestSpecRefusals(t *testing.T) {
 		"session is a path":  func(s *sandbox.Spec) { s.Session = "../x" },
 		"session hyphen":     func(s *sandbox.Spec) { s.Session = "a-b" },
 		"role":               func(s *sandbox.Spec) { s.Role = "Build" },
+		"role of 1000":       func(s *sandbox.Spec) { s.Role = sandbox.ServiceRole(1000) },
+		"role is a path":     func(s *sandbox.Spec) { s.Role = "a/1" },
 		"image by tag":       func(s *sandbox.Spec) { s.Image = "example.com/a:b" },
 		"short digest":       func(s *sandbox.Spec) { s.Image = "a@sha256:00" },
 		"hostname":           func(s *sandbox.Spec) { s.Hostname = "a b" },

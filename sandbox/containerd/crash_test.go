@@ -26,8 +26,12 @@ type victim struct {
 }
 
 func (v victim) spec(session string) sandbox.Spec {
+	role := sandbox.Build
+	if session != v.Made[0] {
+		role = sandbox.ServiceRole(12)
+	}
 	return sandbox.Spec{
-		Session: session, Role: sandbox.Build, Image: v.Image, IDs: testIDs(9),
+		Session: session, Role: role, Image: v.Image, IDs: testIDs(9),
 		Limits: sandbox.Limits{MemoryBytes: 64 << 20, Pids: 64}, Mounts: []sandbox.Mount{{Source: v.Out, Target: "/out"}},
 	}
 }
