@@ -43,7 +43,7 @@ require (
 	golang.org/x/net v0.62.0 // DNS messages, internationalised host names
 	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
 	golang.org/x/sys v0.50.0 // system calls that package syscall lacks
-	golang.org/x/text v0.43.0 // Unicode normal forms: names in archives that look alike
+	golang.org/x/text v0.43.0 // Unicode normal forms: names in archives that look alike; encodings that .gitattributes ask for
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // details of refusals: which limit, when to ask again
 	google.golang.org/grpc v1.85.0 // between a runner host and the authority
 	google.golang.org/protobuf v1.36.12 // the same, and Sigstore's JSON
