@@ -69,7 +69,7 @@ func addPhases(b *testing.B, times *series, j timedJob) {
 		b.Fatalf("job %d: its trace does not say %q", j.ID, text)
 		return time.Time{}
 	}
-	begin, resolving, ready := at("Preparing the sandbox"), at("resolving image"), at("image   ")
+	begin, resolving, ready := at("Preparing the sandbox"), at(": pull policy"), at("image   ")
 	var opened, resolved time.Time
 	for _, e := range entries {
 		switch e.Kind {
