@@ -43,6 +43,7 @@ func (q *request) download(resp *http.Response, fetch record.Fetch, job int64) b
 		return q.systemFailure("download", err)
 	}
 	defer spool.Close()
+	fetch.Status, fetch.MediaType = resp.StatusCode, clip(printable(resp.Header.Get("Content-Type")), maxMediaType)
 	sum := sha256.New()
 	fetch.Bytes, err = io.Copy(io.MultiWriter(spool, sum), io.LimitReader(resp.Body, maxUpload+1))
 	fetch.SHA256 = hex.EncodeToString(sum.Sum(nil))
@@ -87,7 +88,6 @@ func (q *request) handOn(resp *http.Response, fetch record.Fetch, file spool) bo
 	if err := file.rewind(); err != nil {
 		return q.systemFailure("download", err)
 	}
-	fetch.Status, fetch.MediaType = resp.StatusCode, clip(printable(resp.Header.Get("Content-Type")), maxMediaType)
 	q.body.describe(&fetch)
 	if q.p.side.b.append(record.Fetched, fetch) != nil {
 		cut(q.raw)

@@ -131,8 +131,9 @@ func TestDownloadInParts(t *testing.T) {
 			if !strings.Contains(out, c.want) || strings.Contains(out, "part\n") || strings.HasSuffix(out, "part") {
 				t.Errorf("answer: %s", out)
 			}
-			if n := len(of[record.Fetch](w.rec)); (n == 1) != c.fetch {
-				t.Errorf("%d fetches", n)
+			fetched := of[record.Fetch](w.rec)
+			if (len(fetched) == 1) != c.fetch || c.fetch && fetched[0].Status == 0 {
+				t.Errorf("fetched %+v", fetched)
 			}
 			w.end(sandbox.Helper)
 		})
