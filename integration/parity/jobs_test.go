@@ -23,6 +23,10 @@ var notAlike = map[string]exemption{
 	"c-autotools": {Files: regexp.MustCompile(`\.log$`)},
 }
 
+// fails are the jobs that are meant to: those of a project that shows what
+// becomes of a failed one.
+var fails = []string{"checks", "shellcheck"}
+
 // TestRealWorldJobs runs the pipelines of testdata/jobs under both executors,
 // unchanged but for the runner that takes them, and wants the same of each job.
 func TestRealWorldJobs(t *testing.T) {
@@ -104,7 +108,12 @@ func (p *pipeline) run(t *testing.T, e exemption) {
 		for name, a := range started {
 			both := pair{harness.Wait(t, a[0]), harness.Wait(t, a[1])}
 			p.done[name] = both
-			t.Run(name, func(t *testing.T) { compare(t, both.docker, both.hallmark, e) })
+			t.Run(name, func(t *testing.T) {
+				if failed := both.docker.State == coordinator.Failed; failed != slices.Contains(fails, name) {
+					t.Errorf("%s under docker's executor", both.docker.State)
+				}
+				compare(t, both.docker, both.hallmark, e)
+			})
 		}
 		if t.Failed() {
 			t.FailNow()
