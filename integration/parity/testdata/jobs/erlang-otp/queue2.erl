@@ -1,6 +1,7 @@
 %% A queue of two lists.
 -module(queue2).
 -export([new/0, put/2, get/1, test/0]).
+-compile({no_auto_import, [put/2, get/1]}).
 
 new() -> {[], []}.
 put(X, {In, Out}) -> {[X | In], Out}.
