@@ -168,13 +168,23 @@ func (s *Store) Point(scope Scope, name string, e Entry) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.root.Mkdir(scope.dir(), 0o700); err == nil {
-		err = s.sync("index")
-	} else if !errors.Is(err, fs.ErrExist) {
+	if err := s.makeScope(scope); err != nil {
 		return fmt.Errorf("cache: %w", err)
 	}
 	if err := s.write(file, bytes.NewReader(text)); err != nil {
 		return fmt.Errorf("cache: entry %s: %w", name, err)
+	}
+	return nil
+}
+
+// makeScope makes a scope's directory, durably: a crash must not take it from
+// under an entry.
+func (s *Store) makeScope(scope Scope) error {
+	switch err := s.root.Mkdir(scope.dir(), 0o700); {
+	case err == nil:
+		return s.sync("index")
+	case !errors.Is(err, fs.ErrExist):
+		return err
 	}
 	return nil
 }
