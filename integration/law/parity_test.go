@@ -20,7 +20,7 @@ var parity = map[string][]string{
 	"Keywords of .gitlab-ci.yml": {
 		"`image`", "`services`", "`variables`", "`before_script`, `script`", "`after_script`",
 		"`artifacts`: paths, exclude, untracked", "`artifacts`: when, expire_in, expose_as", "`artifacts`: reports", "`artifacts`: dotenv",
-		"`cache`", "`needs`, `dependencies`", "`parallel`, matrix", "`when`, `allow_failure`", "`retry`", "`timeout`", "`interruptible`", "`hooks`",
+		"`cache`", "`cache` in object storage (`[runners.cache]`)", "`needs`, `dependencies`", "`parallel`, matrix", "`when`, `allow_failure`", "`retry`", "`timeout`", "`interruptible`", "`hooks`",
 		"`id_tokens`", "`secrets`", "`tags`", "`run`", "all others",
 	},
 }
