@@ -2,7 +2,9 @@ package integration
 
 import (
 	"fmt"
+	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,26 +83,40 @@ func TestFirewalledBuildReachesTheAllowListAlone(t *testing.T) {
 	unharmed(t)
 }
 
-func TestHookInTheHelperReachesTheProjectsRepositoryAlone(t *testing.T) {
+func TestHookInTheHelperReadsRepositoriesAndNothingElse(t *testing.T) {
 	theWorld.Canary.Visits()
 	if _, err := theWorld.Publish("group/other", "main", map[string]string{"secret": "of another project\n"}); err != nil {
 		t.Fatal(err)
 	}
+	other := "https://gitlab-ci-token:$CI_JOB_TOKEN@" + world.GitLabName + "/group/other.git"
 	job := hermetic("cat README")
 	job.Hooks = []coordinator.Hook{{Name: "pre_get_sources_script", Script: []string{
 		"(exec 3<>/dev/tcp/" + canary4 + "/80 && cat <&3) || true",
 		"(exec 3<>/dev/tcp/127.0.0.1/9999 && cat <&3) || true",
 		"git ls-remote http://" + world.CanaryName + "/x || true",
-		"git ls-remote https://gitlab-ci-token:$CI_JOB_TOKEN@" + world.GitLabName + "/group/other.git || true",
+		"git ls-remote " + other + " || true",
+		"git init -q /tmp/x && git -C /tmp/x -c user.name=x -c user.email=x@example.test commit -q --allow-empty -m x",
+		"git -C /tmp/x push " + other + " HEAD:refs/heads/planted || true",
 	}}}
 	r := run(t, job)
 	expect(t, r, coordinator.Success, "")
 	never(t, r, "CANARY")
 	unharmed(t)
+	// Submodules lie in other repositories, so it may ask for one: what it gets
+	// is GitLab's to decide, and the record's to hold.
+	const asked = "/group/other.git/info/refs"
 	for _, q := range theWorld.GitLab.Requests() {
-		if q.JobID == r.ID && strings.Contains(q.Path, "group/other") {
-			t.Errorf("%s %s passed the border", q.Method, q.Path)
+		if q.JobID == r.ID && strings.Contains(q.Path, "group/other") &&
+			(q.Method != http.MethodGet || q.Path != asked || q.Query != "service=git-upload-pack" || q.Status < 400) {
+			t.Errorf("%s %s?%s passed the border, and was answered with %d", q.Method, q.Path, q.Query, q.Status)
 		}
+	}
+	entries := evidence(t, r)
+	if !slices.ContainsFunc(dataOf[record.Fetch](t, entries, record.Fetched), func(f record.Fetch) bool { return strings.Contains(f.URL, asked) }) {
+		t.Error("the record does not hold what was asked of another repository")
+	}
+	if !slices.ContainsFunc(dataOf[record.Block](t, entries, record.Blocked), func(b record.Block) bool { return strings.Contains(b.Target, "service=git-receive-pack") }) {
+		t.Error("the record does not hold the push that was blocked")
 	}
 }
 

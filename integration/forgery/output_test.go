@@ -139,8 +139,9 @@ func TestUploadWithTheJobToken(t *testing.T) {
 		if strings.Contains(q.Path, "git-receive-pack") || strings.Contains(q.Query, "git-receive-pack") {
 			t.Errorf("%s %s?%s passed the border", q.Method, q.Path, q.Query)
 		}
-		if q.JobID == r.ID && strings.HasPrefix(q.Path, "/group/other") {
-			t.Errorf("%s %s passed the border", q.Method, q.Path)
+		// A submodule could lie there, so it may ask; GitLab gives it nothing.
+		if q.JobID == r.ID && strings.HasPrefix(q.Path, "/group/other") && q.Status < 400 {
+			t.Errorf("%s %s passed the border, and was answered with %d", q.Method, q.Path, q.Status)
 		}
 	}
 	if r.State == coordinator.Success {
