@@ -32,17 +32,11 @@ func (q *request) download(resp *http.Response, fetch record.Fetch, job int64) b
 	case b.cfg.CheckDownload == nil:
 		return q.refuse(refusal{rule: ruleOrigins, reason: "artifacts of earlier jobs cannot be looked up on this host"})
 	}
-	select { // one at a time: each takes room in the spool
-	case b.spooling <- struct{}{}:
-		defer func() { <-b.spooling }()
-	case <-q.p.ctx.Done():
-		return false
-	}
-	spool, err := newSpool(b.cfg.SpoolDir)
+	spool, done, err := b.takeSpool(q.p.ctx)
 	if err != nil {
 		return q.systemFailure("download", err)
 	}
-	defer spool.Close()
+	defer done()
 	fetch.Status, fetch.MediaType = resp.StatusCode, clip(printable(resp.Header.Get("Content-Type")), maxMediaType)
 	sum := sha256.New()
 	fetch.Bytes, err = io.Copy(io.MultiWriter(spool, sum), io.LimitReader(resp.Body, maxUpload+1))

@@ -135,17 +135,11 @@ func (q *request) upload(d policy.Decision) bool {
 	if enc := q.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return q.refuse(refusal{rule: ruleUpload, reason: "the upload is encoded in a way that cannot be read"})
 	}
-	select { // one at a time: each takes room in the spool
-	case b.spooling <- struct{}{}:
-		defer func() { <-b.spooling }()
-	case <-q.p.ctx.Done():
-		return false
-	}
-	spool, err := newSpool(b.cfg.SpoolDir)
+	spool, done, err := b.takeSpool(q.p.ctx)
 	if err != nil {
 		return q.systemFailure("upload", err)
 	}
-	defer spool.Close()
+	defer done()
 	if q.body.proceed() != nil {
 		return false
 	}
@@ -167,6 +161,21 @@ var errSpool = errors.New("spool")
 
 // A spool is an unlinked file.
 type spool struct{ *os.File }
+
+// takeSpool waits for its turn: one artifact at a time takes room on the host's
+// disk. The caller calls done when it has no more use for the spool.
+func (b *Border) takeSpool(ctx context.Context) (s spool, done func(), err error) {
+	select {
+	case b.spooling <- struct{}{}:
+	case <-ctx.Done():
+		return spool{}, nil, ctx.Err()
+	}
+	if s, err = newSpool(b.cfg.SpoolDir); err != nil {
+		<-b.spooling
+		return spool{}, nil, err
+	}
+	return s, func() { _ = s.Close(); <-b.spooling }, nil
+}
 
 func newSpool(dir string) (spool, error) {
 	f, err := os.CreateTemp(dir, "artifact-*")
