@@ -51,15 +51,24 @@ func TestServiceEnv(t *testing.T) {
 	}
 }
 
-func TestSwitch(t *testing.T) {
-	for value, want := range map[string]bool{"true": true, "1": true, "TRUE": true, "false": false, "": false, "yes": false, "$ON": true, "2": false} {
-		j := &Job{Variables: []Variable{{Key: "ON", Value: "true"}, {Key: "X", Value: "true"}, {Key: "X", Value: value}}}
-		if got := j.Switch("X"); got != want {
-			t.Errorf("%q: %v", value, got)
+func TestSwitchIsTheLastOneOfItsName(t *testing.T) {
+	for name, tc := range map[string]struct {
+		values []string
+		want   bool
+	}{
+		"none": {nil, false}, "on": {[]string{"true"}, true}, "one": {[]string{"1"}, true}, "capitals": {[]string{"TRUE"}, true},
+		"overridden": {[]string{"true", "false"}, false}, "overridden to on": {[]string{"true", "1"}, true},
+		"empty last": {[]string{"true", ""}, false}, "two": {[]string{"true", "2"}, false}, "yes": {[]string{"true", "yes"}, false},
+		"nonsense": {[]string{"maybe"}, false}, "nonsense last": {[]string{"true", "maybe"}, false},
+		"a reference": {[]string{"$ON"}, true}, "a reference last": {[]string{"false", "$ON"}, true},
+	} {
+		j := &Job{Variables: []Variable{{Key: "ON", Value: "true"}}}
+		for _, v := range tc.values {
+			j.Variables = append(j.Variables, Variable{Key: "X", Value: v})
 		}
-	}
-	if (&Job{}).Switch("X") {
-		t.Error("a variable that is not there is on")
+		if got := j.Switch("X"); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
 	}
 }
 

@@ -237,27 +237,6 @@ func TestVariablesOfATenantAreHiddenUnlessPublic(t *testing.T) {
 	}
 }
 
-func TestSwitchIsTheLastOneOfItsName(t *testing.T) {
-	vars := func(values ...string) (out []executor.Variable) {
-		for _, v := range values {
-			out = append(out, executor.Variable{Key: "X", Value: v})
-		}
-		return out
-	}
-	for name, tc := range map[string]struct {
-		vars []executor.Variable
-		want bool
-	}{
-		"none": {nil, false}, "on": {vars("true"), true}, "one": {vars("1"), true},
-		"overridden": {vars("true", "false"), false}, "nonsense": {vars("maybe"), false},
-		"nonsense last": {vars("true", "maybe"), false},
-	} {
-		if got := truthy(tc.vars, "X"); got != tc.want {
-			t.Errorf("%s: %v, want %v", name, got, tc.want)
-		}
-	}
-}
-
 func TestRunnerThatDiesIsNoticed(t *testing.T) {
 	// A shell stands for the runner, a sleep for the driver that it started.
 	cmd := exec.Command("sh", "-c", "sleep 1000 & echo $!; wait")

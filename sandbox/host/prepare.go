@@ -112,24 +112,13 @@ func (h *Host) accept(j *executor.Job) error {
 	case repo.Scheme != h.cfg.GitLab.Scheme || repo.Host != h.cfg.GitLab.Host:
 		return &hintedError{fmt.Errorf("the job comes from %s://%s, this host works for %s", repo.Scheme, repo.Host, h.cfg.GitLab),
 			"set gitlab_url in the sandbox daemon's configuration"}
-	case truthy(j.Variables, "RUNNER_GENERATE_ARTIFACTS_METADATA"):
+	case j.Switch("RUNNER_GENERATE_ARTIFACTS_METADATA"):
 		return &sandbox.UserError{Err: errors.New("RUNNER_GENERATE_ARTIFACTS_METADATA is set: the runner would write its own, unsigned statement into the sealed work tree"),
 			Hint: "remove the variable; what Hallmark signs takes its place"}
 	case j.Image.Name == "" && h.cfg.DefaultImage == "":
 		return &sandbox.UserError{Err: errors.New("the job names no image"), Hint: "set `image:` in .gitlab-ci.yml"}
 	}
 	return nil
-}
-
-// truthy reads a switch as the runner does: the last one of its name counts.
-func truthy(vars []executor.Variable, key string) bool {
-	on := false
-	for _, v := range vars {
-		if v.Key == key {
-			on, _ = strconv.ParseBool(v.Value)
-		}
-	}
-	return on
 }
 
 // adopt makes the job known under its session.
