@@ -104,14 +104,44 @@ func (c *Container) build(ctx context.Context, spec sandbox.Spec) error {
 		return err
 	}
 	defer l.Close()
-	task, err := c.runtime.newTask(ctx, spec, c.box)
+	task, err := c.launch(ctx, spec)
 	if err != nil {
 		return err
 	}
-	if err := c.boot(ctx, task, l, spec.IDs.First); err != nil {
+	if err := c.connect(ctx, task, l, spec.IDs.First); err != nil {
 		return err
 	}
 	return c.setup(ctx, spec)
+}
+
+// launch makes the task and starts it. The end of ctx waits until containerd
+// has answered: it does not undo a call that was cancelled half way, and what
+// such a call goes on to make (a shim, a mount) Delete would look for too early.
+func (c *Container) launch(ctx context.Context, spec sandbox.Spec) (client.Task, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	whole, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), launchTimeout, errors.New("containerd: no answer in time"))
+	defer cancel()
+	task, err := c.runtime.newTask(whole, spec, c.box)
+	if err != nil {
+		return nil, err
+	}
+	// The process exists already, and waits to become init.
+	fd, err := unix.PidfdOpen(int(task.Pid()), 0)
+	if err != nil {
+		return nil, fmt.Errorf("task: %w", err)
+	}
+	c.mu.Lock()
+	c.pidfd = os.NewFile(uintptr(fd), "pidfd")
+	c.mu.Unlock()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err := task.Start(whole); err != nil {
+		return nil, fmt.Errorf("start: %w", err)
+	}
+	return task, nil
 }
 
 // newTask makes snapshot, container and task; init does not run yet.
@@ -152,25 +182,13 @@ func (r *Runtime) shim() (string, *options.Options) {
 	return r.bin("containerd-shim-runc-v2"), &options.Options{BinaryName: r.bin("runc"), Root: r.layout.runc}
 }
 
-// boot starts init and waits until it has connected.
-func (c *Container) boot(ctx context.Context, task client.Task, l *net.UnixListener, root uint32) error {
-	// The process exists already, and waits to become init.
-	fd, err := unix.PidfdOpen(int(task.Pid()), 0)
-	if err != nil {
-		return fmt.Errorf("task: %w", err)
-	}
-	c.mu.Lock()
-	c.pidfd = os.NewFile(uintptr(fd), "pidfd")
-	c.mu.Unlock()
-	if err := task.Start(ctx); err != nil {
-		return fmt.Errorf("start: %w", err)
-	}
-
+// connect waits until init has connected.
+func (c *Container) connect(ctx context.Context, task client.Task, l *net.UnixListener, root uint32) error {
 	waiting, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.New("init does not connect"))
 	defer cancel()
 	died := make(chan error, 1)
 	go func() {
-		died <- awaitDeath(waiting, fd)
+		died <- awaitDeath(waiting, int(c.pidfd.Fd()))
 		cancel()
 	}()
 	link, err := accept(waiting, l, int(task.Pid()), root)

@@ -449,13 +449,25 @@ func TestCreateUndoes(t *testing.T) {
 		}
 		b.clean(t, s.Session)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	s := b.spec("base")
-	time.AfterFunc(30*time.Millisecond, cancel)
-	if c, err := b.runtime.Create(ctx, s); err == nil {
-		c.Delete(t.Context())
+}
+
+// A Create that is cancelled leaves nothing, wherever it was: what containerd
+// has begun goes on without the caller, and must not outlive the removal.
+func TestCreateCancelled(t *testing.T) {
+	b := start(t)
+	for after := time.Duration(0); after < 300*time.Millisecond; after += 10 * time.Millisecond {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := b.spec("base")
+		time.AfterFunc(after, cancel)
+		if c, err := b.runtime.Create(ctx, s); err == nil {
+			if err := c.Delete(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if b.clean(t, s.Session); t.Failed() {
+			t.Fatalf("cancelled after %s", after)
+		}
 	}
-	b.clean(t, s.Session)
 }
 
 func TestSpecRefusals(t *testing.T) {

@@ -61,6 +61,8 @@ import (
 const (
 	startTimeout = 30 * time.Second
 	stopTimeout  = 10 * time.Second
+	// launchTimeout bounds what a Create waits for containerd, cancelled or not.
+	launchTimeout = 2 * time.Minute
 	// undoTimeout bounds the removal of what a failed Create has left.
 	undoTimeout = 60 * time.Second
 )
