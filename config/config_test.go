@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"hallmark.build/integration/document"
 )
 
 const minimalSandboxd = "gitlab_url = 'https://gitlab.example.com'\nhelper_image = 'registry.example.com/helper@sha256:00'\n"
@@ -576,19 +578,26 @@ func keys(typ reflect.Type) []string {
 	return list
 }
 
-// TestReadme reads the settings that the README tells people to make.
-func TestReadme(t *testing.T) {
-	readme, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := regexp.MustCompile("(?s)<!-- config: attestd -->\n```\n(.*?)```").FindAllSubmatch(readme, -1)
-	if len(blocks) == 0 {
-		t.Fatal("the README has no settings of the authority")
-	}
-	for _, b := range blocks {
-		if _, err := ParseAttestd("README.md", append([]byte(minimalAttestd), b[1]...)); err != nil {
-			t.Error(err)
+// TestDocuments reads the settings that documents tell people to make.
+func TestDocuments(t *testing.T) {
+	for name, parse := range map[string]func(b document.Block) error{
+		"attestd": func(b document.Block) error {
+			_, err := ParseAttestd(b.Document, []byte(minimalAttestd+b.Text))
+			return err
+		},
+		"sandboxd": func(b document.Block) error {
+			_, err := ParseSandboxd(b.Document, []byte(minimalSandboxd+b.Text))
+			return err
+		},
+	} {
+		blocks, err := document.Marked("..", "config", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range blocks {
+			if err := parse(b); err != nil {
+				t.Errorf("%s: %v\n%s", b.Document, err, b.Text)
+			}
 		}
 	}
 }
@@ -675,24 +684,4 @@ func FuzzSandboxd(f *testing.F) {
 			t.Errorf("accepted %+v", cfg)
 		}
 	})
-}
-
-// TestReadmeShowsWhatIsRead parses the block on images that the README shows.
-func TestReadmeShowsWhatIsRead(t *testing.T) {
-	readme, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, block, ok := strings.Cut(string(readme), "```toml\n[images]\n")
-	block, _, closed := strings.Cut(block, "```\n")
-	if !ok || !closed {
-		t.Fatal("the README shows no [images]")
-	}
-	got, err := ParseSandboxd("README.md", []byte(minimalSandboxd+"\n[images]\n"+block))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(got.Images.Allowed) == 0 || got.Images.AuthFile == "" {
-		t.Errorf("%+v", got.Images)
-	}
 }

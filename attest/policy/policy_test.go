@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"hallmark.build/config/tomlfile"
+	"hallmark.build/integration/document"
 )
 
 const minimal = `builder_ids = "https://ci.example.com/hallmark/hermetic"
@@ -22,6 +23,25 @@ issuer = "https://ci.example.com/hallmark"
 source = "https://gitlab.example.com/acme/app.git"
 ref = "refs/heads/main"
 `
+
+// TestDocuments reads the policy that documents show, and what they add to it.
+func TestDocuments(t *testing.T) {
+	whole := marked(t, "policy")[0]
+	for _, b := range append(marked(t, "signers"), document.Block{}) {
+		if _, err := ParseFile(whole.Document, []byte(whole.Text+b.Text)); err != nil {
+			t.Errorf("%v\n%s", err, whole.Text+b.Text)
+		}
+	}
+}
+
+func marked(t *testing.T, name string) []document.Block {
+	t.Helper()
+	blocks, err := document.Marked("../..", "config", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return blocks
+}
 
 func TestExample(t *testing.T) {
 	got, err := Parse([]byte(Example()))

@@ -5,11 +5,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"hallmark.build/integration/document"
 )
 
 // sandboxdDir is a directory with hallmark-sandboxd in it, for hosts that join.
@@ -23,29 +24,29 @@ func sandboxdDir(t *testing.T) string {
 	return dir
 }
 
-// readme runs the commands of the README's sessions of a name, with the script's
-// configuration files in place of those in /etc, and compares what they print:
-// … stands for any text.
-func readme(ts *testscript.TestScript, neg bool, args []string) {
-	text, err := os.ReadFile("../../README.md")
+// documented runs the sessions of a name that documents show, with the script's
+// configuration files in place of those in /etc, and compares what is printed.
+func documented(ts *testscript.TestScript, neg bool, args []string) {
+	sessions, err := document.Marked("../..", "session", args[0])
 	ts.Check(err)
-	bin := ts.MkAbs("readme-bin")
-	ts.Check(os.Mkdir(bin, 0o755))
+	bin := ts.MkAbs("documented-bin")
+	ts.Check(os.MkdirAll(bin, 0o755))
 	wrap(ts, bin, "hallmark-attestd", `"$@" -config `+ts.MkAbs("attestd.toml"))
 	wrap(ts, bin, "hallmark-sandboxd", `"$1" -config `+ts.MkAbs("sandboxd.toml")+` "${@:2}"`)
-	sessions := regexp.MustCompile("(?s)<!-- session: "+args[0]+" -->\n```console\n(.*?)```").FindAllStringSubmatch(string(text), -1)
-	if len(sessions) == 0 {
-		ts.Fatalf("the README has no session %q", args[0])
-	}
 	for _, s := range sessions {
-		for _, step := range strings.Split("\n"+s[1], "\n$ ")[1:] {
-			command, want, _ := strings.Cut(step, "\n")
-			cmd := exec.Command("bash", "-c", command)
+		for _, step := range s.Steps() {
+			cmd := exec.Command("bash", "-c", step.Command)
+			if asUser, ok := strings.CutPrefix(step.Command, "runuser -u hallmark-attestd -- hallmark-attestd "); ok {
+				cmd = command(ts, append(strings.Fields(asUser), "-config", ts.MkAbs("attestd.toml"))...)
+			}
 			cmd.Dir = ts.MkAbs(".")
 			cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
 			out, err := cmd.CombinedOutput()
-			if err != nil || !shows(strings.TrimSpace(want), strings.TrimSpace(string(out))) {
-				ts.Fatalf("$ %s: %v\n%s\nthe README shows\n%s", command, err, out, want)
+			if err != nil {
+				ts.Fatalf("$ %s: %v\n%s", step.Command, err, out)
+			}
+			if wrong := step.Explain(string(out)); wrong != "" {
+				ts.Fatalf("%s: %s", s.Document, wrong)
 			}
 		}
 	}
@@ -60,14 +61,4 @@ func wrap(ts *testscript.TestScript, bin, name, args string) {
 		}
 	}
 	ts.Check(os.WriteFile(filepath.Join(bin, name), fmt.Appendf(nil, "#!/bin/bash\nexec %s %s\n", path, args), 0o755))
-}
-
-// shows compares an output with what the README shows of it. Blanks that make
-// columns do not matter.
-func shows(want, got string) bool {
-	parts := strings.Split(strings.Join(strings.Fields(want), " "), "…")
-	for i, p := range parts {
-		parts[i] = regexp.QuoteMeta(p)
-	}
-	return regexp.MustCompile("^" + strings.Join(parts, ".*") + "$").MatchString(strings.Join(strings.Fields(got), " "))
 }

@@ -199,7 +199,7 @@ func Program(t *testing.T, name string, args ...string) (out string, code int) {
 	return stdout + stderr, code
 }
 
-// Cosign verifies an artifact with a bundle, as SECURITY.md tells auditors to.
+// Cosign verifies an artifact with a bundle, as docs/verify.md tells auditors to.
 func Cosign(t *testing.T, profile, bundle, root, file string) (string, int) {
 	t.Helper()
 	return Program(t, "cosign", "verify-blob-attestation", "--bundle", bundle, "--trusted-root", root,

@@ -50,7 +50,7 @@ func peers() []peer {
 	}
 }
 
-// cosignArgs are what the README tells auditors to use.
+// cosignArgs are what docs/verify.md tells auditors to use.
 func cosignArgs(q question) []string {
 	return []string{"verify-blob-attestation", "--bundle", q.bundle, "--trusted-root", q.root,
 		"--certificate-identity", q.identity, "--certificate-oidc-issuer", q.issuer,

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// parity are the rows of the README's tables on what differs from the docker
+// parity are the rows of the tables in docs/parity.md on what differs from the docker
 // executor: what that executor has, and what of a .gitlab-ci.yml a runner sees.
 var parity = map[string][]string{
 	"What the executor offers": {
@@ -25,10 +25,10 @@ var parity = map[string][]string{
 	},
 }
 
-// TestReadmeProvesParity wants of each row what becomes of the feature, and a
+// TestParityIsProved wants of each row what becomes of the feature, and a
 // test of it or the reason why there can be none.
-func TestReadmeProvesParity(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+func TestParityIsProved(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "docs/parity.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,23 +37,23 @@ func TestReadmeProvesParity(t *testing.T) {
 		var firsts []string
 		for _, row := range table(string(text), title) {
 			if len(row) != 3 || row[1] == "" {
-				t.Errorf("README: %s: want three cells, all of them filled: %q", title, row)
+				t.Errorf("docs/parity.md: %s: want three cells, all of them filled: %q", title, row)
 				continue
 			}
 			firsts = append(firsts, row[0])
 			named := reference.FindAllStringSubmatch(row[2], -1)
 			reason, reasoned := strings.CutPrefix(row[2], "because ")
 			if len(named) == 0 && (!reasoned || len(strings.Fields(reason)) < 4) {
-				t.Errorf("README: %s: neither a test nor a reason: %q", row[0], row[2])
+				t.Errorf("docs/parity.md: %s: neither a test nor a reason: %q", row[0], row[2])
 			}
 			for _, m := range named {
 				if dir := only(t, tests, m[1]); dir != "" && !tests[dir][m[2]] {
-					t.Errorf("README: %s: there is no test %s.%s", row[0], dir, m[2])
+					t.Errorf("docs/parity.md: %s: there is no test %s.%s", row[0], dir, m[2])
 				}
 			}
 		}
 		if !slices.Equal(firsts, want) {
-			t.Errorf("README: %s: rows %q, want %q", title, firsts, want)
+			t.Errorf("docs/parity.md: %s: rows %q, want %q", title, firsts, want)
 		}
 	}
 }

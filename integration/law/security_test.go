@@ -168,6 +168,12 @@ func isModule(dir string) bool {
 	return err == nil
 }
 
+// exists tells whether there is a file or directory of a path in the checkout.
+func exists(path string) bool {
+	_, err := os.Stat(filepath.Join(root, path))
+	return err == nil
+}
+
 func numbers(from, to int) []string {
 	var out []string
 	for n := from; n <= to; n++ {
