@@ -27,12 +27,16 @@ func (s variableSet) get(name string) string {
 		if v.Key != name {
 			continue
 		}
-		if v.File {
-			return path.Join(s.content(tempDirVariable), name)
-		}
-		return v.Value
+		return s.value(v)
 	}
 	return ""
+}
+
+func (s variableSet) value(v Variable) string {
+	if v.File {
+		return path.Join(s.content(tempDirVariable), v.Key)
+	}
+	return v.Value
 }
 
 func (s variableSet) content(name string) string {
@@ -86,13 +90,27 @@ func (j *Job) ServiceEnv(s Image, buildsDir, runnerVersion string) []string {
 		}
 	}
 	own := variableSet(s.Variables)
-	set = append(set, own.expand(slices.Concat(all, own))...)
+	return append(set, own.expand(slices.Concat(all, own))...).environ()
+}
+
+// BuildEnv is what the build image's entrypoint finds in its environment beside
+// the image's own: all of the job's variables, each name once, as scripts see
+// them.
+func (j *Job) BuildEnv(buildsDir, runnerVersion string) []string {
+	return j.all(buildsDir, runnerVersion).environ()
+}
+
+// environ gives each variable once.
+func (s variableSet) environ() []string {
+	last := make(map[string]Variable, len(s))
+	for _, v := range s {
+		last[v.Key] = v
+	}
 	var env []string
-	seen := map[string]bool{}
-	for _, v := range set {
-		if !seen[v.Key] {
-			seen[v.Key] = true
-			env = append(env, v.Key+"="+set.get(v.Key))
+	for _, v := range s {
+		if of, ok := last[v.Key]; ok {
+			env = append(env, v.Key+"="+s.value(of))
+			delete(last, v.Key)
 		}
 	}
 	return env

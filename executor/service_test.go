@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestServiceEnv(t *testing.T) {
+func TestEnvironments(t *testing.T) {
 	j := &Job{
 		Git: GitInfo{RepoURL: "https://gitlab.example.com/group/project.git"}, Image: Image{Name: "alpine"}, Runner: RunnerInfo{Timeout: 60},
 		Variables: []Variable{
@@ -45,6 +45,17 @@ func TestServiceEnv(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+	got = j.BuildEnv("/builds", "19.4.0")
+	slices.Sort(got)
+	want = []string{
+		"CHAIN=<$SECRET>", "CI_BUILDS_DIR=/builds", "CI_JOB_IMAGE=alpine", "CI_JOB_STATUS=running", "CI_JOB_TIMEOUT=60",
+		"CI_PROJECT_DIR=/builds/group/project", "CI_RUNNER_VERSION=19.4.0", "CI_SERVER=yes", "CI_SHARED_ENVIRONMENT=true",
+		"DIR=/builds/group/project/x", "FILE=/builds/group/project.tmp/FILE", "LEAKS=<hidden>", "OVER=job",
+		"PUBLIC=p", "RAW=$PUBLIC", "RUNNER_TEMP_PROJECT_DIR=/builds/group/project.tmp", "SECRET=hidden", "TWICE=two",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the build's: %s", diff)
 	}
 	if v := j.ExpandAll("u-$PUBLIC-$CI_JOB_TIMEOUT", "/builds", "19.4.0"); v != "u-p-60" {
 		t.Errorf("expanded to %q", v)

@@ -246,6 +246,57 @@ func TestImagesOwnConfiguration(t *testing.T) {
 	mention(t, r, "entered in /made/for/work as builder", "data\n", "inside of open/config")
 }
 
+// What an entrypoint does with the job's variables happens before the script,
+// which exports them by itself.
+func TestEntrypointSeesTheJobsVariables(t *testing.T) {
+	const says = `echo "entered with $GREETING $WHAT $HOME $(cat $PEM) in $CI_PROJECT_DIR, ${#SECRET} $LEAST"; export MADE="of $GREETING"; exec "$@"`
+	name := private(t, "open/entry", "", func(c *v1.Config) {
+		c.Env = append(c.Env, "GREETING=image", "HOME=/image")
+		c.Entrypoint = []string{"/bin/sh", "-c", says, "entrypoint"}
+	})
+	job := inImage(name)
+	job.Variables = append(job.Variables,
+		coordinator.Variable{Key: "WORD", Value: "hello", Public: true},
+		coordinator.Variable{Key: "GREETING", Value: "$WORD-you", Public: true},
+		coordinator.Variable{Key: "LEAST", Value: "$WORD", Public: true, Raw: true},
+		coordinator.Variable{Key: "PEM", Value: "content of a file", File: true},
+		coordinator.Variable{Key: "SECRET", Value: "open-sesame-11", Masked: true},
+	)
+	job.Script = append(job.Script, `echo "made $MADE"`)
+	job.Artifacts = coordinator.Archive("README")
+	r := run(t, job)
+	expect(t, r, coordinator.Success, "")
+	mention(t, r, "entered with hello-you open/entry /image content of a file in /builds/", ", 14 $WORD", "made of hello-you")
+	if strings.Contains(attested(t, r).Statement.Raw, "sesame") {
+		t.Error("the statement has a secret of the job's in it")
+	}
+	for _, e := range evidence(t, r) {
+		if strings.Contains(string(e.Line), "sesame") {
+			t.Errorf("the record has a secret of the job's in it: %s", e.Line)
+		}
+	}
+
+	// A variable comes before the image's, HOME among them, and the job's own
+	// entrypoint sees it as well.
+	job.Image.Entrypoint = []string{"/bin/sh", "-c", `echo "own entrypoint: $GREETING $HOME"; exec "$@"`, "entrypoint"}
+	job.Variables = append(job.Variables, coordinator.Variable{Key: "HOME", Value: "/job", Public: true})
+	r = run(t, job)
+	expect(t, r, coordinator.Success, "")
+	mention(t, r, "own entrypoint: hello-you /job")
+}
+
+// More than fits into one message to the container's first process.
+func TestEntrypointSeesManyVariables(t *testing.T) {
+	job := in(images.User, hermetic(`echo "${#V000} ${#V011}"`))
+	job.Image.Entrypoint = []string{"/bin/sh", "-c", `echo "entered: ${#V000} ${#V011}"; exec "$@"`, "entrypoint"}
+	for i := range 12 {
+		job.Variables = append(job.Variables, coordinator.Variable{Key: fmt.Sprintf("V%03d", i), Value: strings.Repeat("v", 30_000), Public: true})
+	}
+	r := run(t, job)
+	expect(t, r, coordinator.Success, "")
+	mention(t, r, "entered: 30000 30000", "\n30000 30000")
+}
+
 func TestPlatformOfAnImage(t *testing.T) {
 	job := inImage(private(t, "open/platform", "", nil))
 	job.Change = func(payload map[string]any) {

@@ -353,10 +353,14 @@ func TestOrder(t *testing.T) {
 	defer syscall.Close(pair[1])
 	stage := packet{message: initproto.Start{Seq: 1, Shell: true, Dir: "/", User: "no-such-user-here"}}
 	setup := packet{message: initproto.Setup{MaxID: 10}}
+	environ := packet{message: initproto.Environ{Env: []string{"A=1"}}}
 	for name, c := range map[string]struct {
 		state server
 		p     packet
 	}{
+		"environ before set-up": {server{}, environ},
+		"environ in a stage":    {server{ready: true, running: 5}, environ},
+		"environ beyond limit":  {server{ready: true, envSize: initproto.MaxEnviron - 3}, environ},
 		"stage before set-up":   {server{}, stage},
 		"set-up again":          {server{ready: true}, setup},
 		"stage beside a stage":  {server{ready: true, running: 5, last: 0}, stage},

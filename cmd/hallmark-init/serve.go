@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -101,6 +102,8 @@ type server struct {
 	host    int
 	ready   bool
 	maxID   uint32
+	env     []string // ahead of the next stage
+	envSize int
 	running uint32 // the stage's number, 0 between stages
 	stage   *stage // that runs
 	last    uint32
@@ -117,11 +120,18 @@ func (s *server) obey(p packet) error {
 		}
 		s.ready, s.maxID = true, m.MaxID
 		return s.say(setup(m))
+	case initproto.Environ:
+		if !s.ready || s.running != 0 {
+			return errOrder
+		}
+		return s.ahead(m.Env)
 	case initproto.Start:
 		if !s.ready || s.running != 0 || m.Seq <= s.last {
 			return errOrder
 		}
 		s.last = m.Seq
+		m.Env = slices.Concat(s.env, m.Env)
+		s.env, s.envSize = nil, 0
 		return s.start(m, p.fds)
 	case initproto.Signal:
 		// A signal for a stage that is over crossed its end on the way.
@@ -132,6 +142,18 @@ func (s *server) obey(p packet) error {
 		return nil
 	}
 	return errOrder
+}
+
+// ahead keeps what comes ahead of a stage's start, as far as there is a limit.
+func (s *server) ahead(env []string) error {
+	for _, e := range env {
+		s.envSize += len(e) + 1
+	}
+	if s.envSize > initproto.MaxEnviron {
+		return errors.New("environment too large")
+	}
+	s.env = append(s.env, env...)
+	return nil
 }
 
 func (s *server) start(m initproto.Start, fds []int) error {

@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -303,10 +304,11 @@ func (c *Container) Run(ctx context.Context, p sandbox.Process) (sandbox.Exit, e
 	if start.Dir == "" {
 		start.Dir = "/"
 	}
-	if err := checkStart(start); err != nil {
+	messages := inPackets(start)
+	if err := checkStart(messages); err != nil {
 		return sandbox.Exit{}, fmt.Errorf("container %s: %w", c.box.id, err)
 	}
-	if err := c.begin(start, p.Stdin, p.Stdout, p.Stderr); err != nil {
+	if err := c.begin(messages, p.Stdin, p.Stdout, p.Stderr); err != nil {
 		return sandbox.Exit{}, c.fault(err)
 	}
 	over := make(chan struct{})
@@ -331,23 +333,46 @@ func (c *Container) exit(end initproto.Exited, oomKills int64) sandbox.Exit {
 }
 
 // checkStart refuses what init would end for; it comes from the image or the job.
-func checkStart(m initproto.Start) error {
-	b, err := initproto.Encode(m)
-	if errors.Is(err, initproto.ErrTooLarge) {
-		return &sandbox.UserError{Err: fmt.Errorf("command and environment: %w", err), Hint: "make the image's environment smaller"}
-	}
-	if err != nil {
-		return err
-	}
-	if _, err := initproto.Decode(b); err != nil {
-		return &sandbox.UserError{Err: errors.New("entrypoint, user or environment: not what a process can be started with"),
-			Hint: "check the image's entrypoint and user for empty words and NUL bytes"}
+func checkStart(messages []initproto.Message) error {
+	for _, m := range messages {
+		b, err := initproto.Encode(m)
+		if errors.Is(err, initproto.ErrTooLarge) {
+			return &sandbox.UserError{Err: fmt.Errorf("command and environment: %w", err), Hint: "make the entrypoint and the longest variable shorter"}
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := initproto.Decode(b); err != nil {
+			return &sandbox.UserError{Err: errors.New("entrypoint, user or environment: not what a process can be started with"),
+				Hint: "check the image's entrypoint and user for empty words and NUL bytes"}
+		}
 	}
 	return nil
 }
 
+// inPackets sends as much of a stage's environment ahead as it takes for each
+// message to fit into a packet.
+func inPackets(start initproto.Start) []initproto.Message {
+	if _, err := initproto.Encode(start); err == nil && len(start.Env) <= initproto.MaxStrings {
+		return []initproto.Message{start}
+	}
+	const most = initproto.MaxMessage - 16<<10
+	var list []initproto.Message
+	for env := start.Env; len(env) > 0; {
+		n, size := 0, 0
+		for n < min(len(env), initproto.MaxStrings) && (n == 0 || size+len(env[n]) < most) {
+			size += len(env[n]) + binary.MaxVarintLen32
+			n++
+		}
+		list = append(list, initproto.Environ{Env: env[:n]})
+		env = env[n:]
+	}
+	start.Env = nil
+	return append(list, start)
+}
+
 // begin starts a stage; descriptors that are not given are /dev/null.
-func (c *Container) begin(m initproto.Start, files ...*os.File) error {
+func (c *Container) begin(messages []initproto.Message, files ...*os.File) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -358,7 +383,13 @@ func (c *Container) begin(m initproto.Start, files ...*os.File) error {
 			files[i] = null
 		}
 	}
-	return c.link.send(m, files...)
+	last := len(messages) - 1
+	for _, m := range messages[:last] {
+		if err := c.link.send(m); err != nil {
+			return err
+		}
+	}
+	return c.link.send(messages[last], files...)
 }
 
 // ending waits for the stage's end.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -82,6 +83,38 @@ func TestRun(t *testing.T) {
 	}
 	if !strings.HasPrefix(b.runtime.Version(), "containerd v2.") || !strings.Contains(b.runtime.Version(), ", runc 1.") {
 		t.Errorf("version %q", b.runtime.Version())
+	}
+}
+
+// An environment may be larger than a packet of init's socket; the kernel says
+// what is too large.
+func TestLargeEnvironment(t *testing.T) {
+	b := start(t)
+	c := b.create(t, b.spec("base"))
+	fill := func(n, size int) []string {
+		env := []string{"PATH=/bin", "FIRST=1"}
+		for i := range n {
+			env = append(env, fmt.Sprintf("V%d=%s", i, strings.Repeat("x", size)))
+		}
+		return append(env, "LAST=2")
+	}
+	p := shell("echo $FIRST $LAST; env | grep -c ^V; echo ${#V8}")
+	for name, size := range map[string]struct{ n, each int }{"long ones": {9, 120_000}, "many": {12_000, 10}} {
+		p.Env = fill(size.n, size.each)
+		want := fmt.Sprintf("1 2\n%d\n%d\n", size.n, size.each)
+		if got := run(t, c, p); got.out != want {
+			t.Errorf("%s: %+v, want %q", name, got, want)
+		}
+	}
+	for name, env := range map[string][]string{"one that is too long": fill(1, 150_000), "one longer than a packet": fill(1, initproto.MaxMessage), "too much": fill(80, 100_000)} {
+		p.Env = env
+		_, err := try(t.Context(), t, c, p)
+		if _, user := errors.AsType[*sandbox.UserError](err); !user {
+			t.Errorf("%s: %v, want a UserError", name, err)
+		}
+	}
+	if got := run(t, c, shell("echo $V0")); got.out != "\n" {
+		t.Errorf("an environment outlived its stage: %+v", got)
 	}
 }
 

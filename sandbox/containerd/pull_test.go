@@ -61,7 +61,7 @@ func TestMalformedImageIsTheJobsFault(t *testing.T) {
 		"NUL in the user":    {Seq: 1, Shell: true, Dir: "/", User: "a\x00b"},
 		"too long":           {Seq: 1, Args: []string{strings.Repeat("x", initproto.MaxMessage)}, Dir: "/"},
 	} {
-		err := checkStart(m)
+		err := checkStart(inPackets(m))
 		if _, user := errors.AsType[*sandbox.UserError](err); !user {
 			t.Errorf("%s: %v, want a UserError", name, err)
 		}

@@ -29,7 +29,7 @@ func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) er
 		return err
 	}
 	j.workDir = config.WorkingDir
-	j.env[sandbox.Build] = environment(config.Env, "")
+	j.env[sandbox.Build] = merged(environment(config.Env, ""), j.payload.BuildEnv(buildsDir, h.cfg.RunnerVersion))
 	j.env[sandbox.Helper] = environment(helperConfig.Env, "/tmp")
 	mounts, err := j.mounts(sandbox.Build, jobHostname(j.payload))
 	if err != nil {
@@ -89,8 +89,8 @@ func networkOf(role sandbox.Role) sandbox.Role {
 
 func jobHostname(j *executor.Job) string { return fmt.Sprintf("job-%d", j.ID) }
 
-// environment is what a stage's shell starts with. The script itself exports
-// the job's variables.
+// environment is what a stage starts with but for the job's variables: those the
+// script exports by itself, and the entrypoint of a tenant's image gets besides.
 func environment(image []string, home string) []string {
 	env := append([]string(nil), image...)
 	if !hasKey(env, "PATH") {

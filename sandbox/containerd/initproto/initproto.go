@@ -7,6 +7,8 @@
 // to enter the container's namespaces to start something in it. The host sends
 // Setup once, then Start for one stage after another, with the stage's three
 // standard descriptors beside it (SCM_RIGHTS), and Signal while a stage runs.
+// An environment that does not fit beside the rest comes ahead of its Start, in
+// as many Environ as it takes.
 // Init answers Setup with Ready and Start with Exited, each of them with Failed
 // if it could not be done. When the connection ends, init ends, and with it
 // everything in its pid namespace.
@@ -41,9 +43,10 @@ import (
 // buffer (212,992 bytes on Linux).
 const (
 	MaxMessage = 192 << 10
-	MaxStrings = 8192 // entries of one list
-	MaxText    = 1024 // bytes of Failed.Text
-	Stdio      = 3    // descriptors beside Start
+	MaxStrings = 8192    // entries of one list
+	MaxEnviron = 8 << 20 // bytes of all Environ of one Start; no kernel takes more
+	MaxText    = 1024    // bytes of Failed.Text
+	Stdio      = 3       // descriptors beside Start
 )
 
 const version = 1
@@ -69,7 +72,7 @@ const (
 	ExitHarden   = 74 // the kernel refused to protect init
 )
 
-// A Message is one of Setup, Start, Signal, Ready, Exited and Failed.
+// A Message is one of Setup, Environ, Start, Signal, Ready, Exited and Failed.
 type Message interface{ append([]byte) []byte }
 
 // Setup is the host's first message: what to do before any stage.
@@ -86,6 +89,9 @@ type File struct {
 	Path string
 	Data []byte
 }
+
+// Environ is the beginning, or more, of the environment of the Start to come.
+type Environ struct{ Env []string }
 
 // Start runs one stage. Seq counts up and is never 0.
 type Start struct {
@@ -141,6 +147,7 @@ const (
 	kindReady
 	kindExited
 	kindFailed
+	kindEnviron
 )
 
 // ErrTooLarge says that a message would not fit into one packet.
@@ -177,6 +184,8 @@ func Decode(b []byte) (Message, error) {
 		m = r.exited()
 	case kindFailed:
 		m = r.failed()
+	case kindEnviron:
+		m = Environ{Env: r.env()}
 	default:
 		return nil, errMalformed
 	}
@@ -214,6 +223,8 @@ func (r *reader) setup() Message {
 	return m
 }
 
+func (m Environ) append(b []byte) []byte { return appendList(append(b, kindEnviron), m.Env) }
+
 func (m Start) append(b []byte) []byte {
 	b = binary.AppendUvarint(append(b, kindStart), uint64(m.Seq))
 	b = appendList(b, m.Args)
@@ -223,14 +234,9 @@ func (m Start) append(b []byte) []byte {
 }
 
 func (r *reader) start() Message {
-	m := Start{Seq: r.seq(), Args: r.list(), Shell: r.number(1) == 1, Env: r.list(), Dir: r.path(), User: r.word()}
+	m := Start{Seq: r.seq(), Args: r.list(), Shell: r.number(1) == 1, Env: r.env(), Dir: r.path(), User: r.word()}
 	if !m.Shell && len(m.Args) == 0 || len(m.Args) > 0 && m.Args[0] == "" {
 		r.bad = true
-	}
-	for _, e := range m.Env {
-		if strings.IndexByte(e, '=') < 1 {
-			r.bad = true
-		}
 	}
 	return m
 }
@@ -361,6 +367,17 @@ func (r *reader) list() []string {
 	var list []string
 	for range n {
 		list = append(list, r.word())
+	}
+	return list
+}
+
+// env is a list of variables, each with a name.
+func (r *reader) env() []string {
+	list := r.list()
+	for _, e := range list {
+		if strings.IndexByte(e, '=') < 1 {
+			r.bad = true
+		}
 	}
 	return list
 }
