@@ -227,8 +227,8 @@ func TestStop(t *testing.T) {
 	}{
 		{"ends on SIGTERM", "trap 'echo bye; exit 9' TERM; echo here; while :; do sleep 0.01; done", time.Minute, 9},
 		{"ignores SIGTERM", "trap '' TERM; echo here; while :; do sleep 0.01; done", 20 * time.Millisecond, 137},
-		{"leaves one that ends on SIGTERM", "(trap 'echo bye; exit' TERM; echo here; while :; do sleep 0.01; done) & trap 'exit 9' TERM; while :; do sleep 0.01; done", time.Minute, 9},
-		{"leaves one that ignores SIGTERM", "(trap '' TERM; echo here; while :; do sleep 0.01; done) & trap 'exit 9' TERM; while :; do sleep 0.01; done", 20 * time.Millisecond, 9},
+		{"leaves one that ends on SIGTERM", "trap 'exit 9' TERM; (trap 'echo bye; exit' TERM; echo here; while :; do sleep 0.01; done) & while :; do sleep 0.01; done", time.Minute, 9},
+		{"leaves one that ignores SIGTERM", "trap 'exit 9' TERM; (trap '' TERM; echo here; while :; do sleep 0.01; done) & while :; do sleep 0.01; done", 300 * time.Millisecond, 9},
 		{"no grace", "/attacker pause", 0, 137},
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
