@@ -169,6 +169,10 @@ func (a *Authority) close(ctx context.Context, at *store.Attempt, d store.Decisi
 // signature. If another replica kept its own first, these are forgotten. For a
 // caller who has gone nothing is kept: a host that got no answer fails its job.
 func (a *Authority) sign(ctx context.Context, at *store.Attempt, statements []attest.Statement) error {
+	opened, err := a.openedOf(ctx, at.ID)
+	if err != nil {
+		return a.unavailable(ctx, "read record", err)
+	}
 	drafts, err := a.drafts(ctx, at, statements)
 	if err != nil {
 		return err
@@ -179,7 +183,7 @@ func (a *Authority) sign(ctx context.Context, at *store.Attempt, statements []at
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
 	defer cancel()
 	done := a.metrics.timed("store")
-	err = a.cfg.Store.Sign(ctx, at.ID, drafts, at.Job.Project)
+	err = a.cfg.Store.Sign(ctx, at.ID, drafts, at.Job.Project, isProtected(&opened))
 	done()
 	a.tokens.forget(at.ID)
 	if err != nil && !errors.Is(err, store.ErrDecided) {

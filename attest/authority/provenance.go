@@ -23,8 +23,10 @@ import (
 const maxOrigins = 16
 
 // Provenance tells a host which attested attempts have a digest among their
-// subjects, or which of a job there are at all. What it may learn is what the job may be given: outputs of its own
-// project, and of jobs that its record names as dependencies.
+// subjects, or which of a job there are at all. What it may learn is what the job
+// may be given: outputs of jobs that its record names as dependencies, and of its
+// own project. Where no job is asked for, these must be of its own protection and
+// profile too.
 func (a *Authority) Provenance(ctx context.Context, req *authoritypb.ProvenanceRequest) (*authoritypb.ProvenanceResponse, error) {
 	switch {
 	case !isHex(req.GetAttempt(), 32):
@@ -52,7 +54,11 @@ func (a *Authority) Provenance(ctx context.Context, req *authoritypb.ProvenanceR
 }
 
 func (a *Authority) origins(ctx context.Context, at *store.Attempt, sha256 string, job int64) (*authoritypb.ProvenanceResponse, error) {
-	found, err := a.bundles(ctx, at, sha256, job)
+	opened, err := a.openedOf(ctx, at.ID)
+	if err != nil {
+		return nil, err
+	}
+	found, err := a.bundles(ctx, at, &opened, sha256, job)
 	if err != nil {
 		return nil, err
 	}
@@ -62,10 +68,7 @@ func (a *Authority) origins(ctx context.Context, at *store.Attempt, sha256 strin
 		if err != nil {
 			return nil, err
 		}
-		if ok, err := a.mayUse(ctx, at, &from); err != nil || !ok {
-			if err != nil {
-				return nil, err
-			}
+		if !mayUse(at, &opened, &from) {
 			continue
 		}
 		origin, err := a.origin(ctx, f, &from)
@@ -77,28 +80,31 @@ func (a *Authority) origins(ctx context.Context, at *store.Attempt, sha256 strin
 	return res, nil
 }
 
-// bundles are those of a digest, or those of a job.
-func (a *Authority) bundles(ctx context.Context, at *store.Attempt, sha256 string, job int64) ([]store.Found, error) {
+// bundles are those of a digest, or those of a job. It is the store that leaves
+// out what a job without a protected ref made, or one under another profile: so
+// none of those can take the places in the answer, however often they make the
+// same.
+func (a *Authority) bundles(ctx context.Context, at *store.Attempt, opened *record.Opened, sha256 string, job int64) ([]store.Found, error) {
 	switch {
 	case sha256 == "":
 		return a.cfg.Store.ByJob(ctx, job, maxOrigins)
 	case job == 0:
-		return a.cfg.Store.BySubject(ctx, sha256, store.Filter{Project: at.Job.Project}, maxOrigins)
+		protected := isProtected(opened)
+		alike := store.Filter{Project: at.Job.Project, Profile: at.Profile, Protected: &protected}
+		return a.cfg.Store.BySubject(ctx, sha256, alike, maxOrigins)
 	}
 	return a.cfg.Store.BySubject(ctx, sha256, store.Filter{Job: job}, maxOrigins)
 }
 
-// mayUse reports whether a job may be given what another made.
-func (a *Authority) mayUse(ctx context.Context, at, from *store.Attempt) (bool, error) {
-	if at.Job.ProjectID == from.Job.ProjectID {
-		return true, nil
-	}
-	opened, err := a.openedOf(ctx, at.ID)
-	if err != nil {
-		return false, err
-	}
-	return slices.ContainsFunc(opened.External.Dependencies, func(d record.DependencyChoice) bool { return d.ID == from.Job.ID }), nil
+// mayUse reports whether a job, whose record begins with opened, may be given
+// what another made.
+func mayUse(at *store.Attempt, opened *record.Opened, from *store.Attempt) bool {
+	return at.Job.ProjectID == from.Job.ProjectID ||
+		slices.ContainsFunc(opened.External.Dependencies, func(d record.DependencyChoice) bool { return d.ID == from.Job.ID })
 }
+
+// isProtected is a record's word on whether its job's ref is protected.
+func isProtected(o *record.Opened) bool { return o.Job.Protected != nil && *o.Job.Protected }
 
 // origin is what the statements of an attested attempt say of it, read where they
 // had it from: its record.
@@ -114,7 +120,7 @@ func (a *Authority) origin(ctx context.Context, f store.Found, from *store.Attem
 	return &authoritypb.Origin{
 		BundleSha256: f.SHA256, InvocationId: from.InvocationID, BuilderId: from.BuilderID,
 		Project: f.Project, Ref: from.Job.Ref, JobId: from.Job.ID, Result: result,
-		Protected: opened.Job.Protected != nil && *opened.Job.Protected,
+		Protected: isProtected(&opened),
 	}, nil
 }
 
@@ -189,6 +195,13 @@ func (a *Authority) checkOrigins(ctx context.Context, at *store.Attempt, entries
 	if err != nil {
 		return a.unavailable(ctx, "read origins", err)
 	}
+	if len(origins) == 0 {
+		return nil
+	}
+	opened, err := a.openedOf(ctx, at.ID)
+	if err != nil {
+		return a.unavailable(ctx, "read record", err)
+	}
 	for _, o := range origins {
 		found, err := a.cfg.Store.BySubject(ctx, o.SHA256, store.Filter{Bundle: o.Attestation, Job: o.Job}, 1)
 		if err != nil {
@@ -204,11 +217,7 @@ func (a *Authority) checkOrigins(ctx context.Context, at *store.Attempt, entries
 		if from.InvocationID != o.Invocation {
 			return a.condemn(ctx, EventOriginDiffers, at, "entry %d: attestation %s is of another invocation than %s", o.Entry, o.Attestation, o.Invocation)
 		}
-		ok, err := a.mayUse(ctx, at, &from)
-		if err != nil {
-			return a.unavailable(ctx, "find origin", err)
-		}
-		if !ok {
+		if !mayUse(at, &opened, &from) {
 			return a.condemn(ctx, EventOriginDiffers, at, "entry %d: attestation %s is of project %s, whose outputs this job was not given", o.Entry, o.Attestation, found[0].Project)
 		}
 	}

@@ -91,6 +91,40 @@ func TestProvenance(t *testing.T) {
 	}
 }
 
+// TestCrowdOfOrigins: a branch that anybody may push to cannot fill the answer with
+// its own attestations of the same bytes, so that a protected job misses them.
+func TestCrowdOfOrigins(t *testing.T) {
+	w := newWorld(t)
+	w.run()
+	unprotected := func(o *record.Opened) { o.Job.Protected = new(bool) }
+	attested := func(id int64) {
+		res, o := w.openJob(id, 77, unprotected)
+		if _, err := w.close(res, w.mustAppend(res, w.lines(attesttest.JobOf(o))...).GetHead()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id := range int64(20) {
+		attested(5000 + id)
+	}
+	ask := func(id int64, change ...func(*record.Opened)) (jobs []int64) {
+		res, o := w.openJob(id, 77, change...)
+		w.mustAppend(res, w.lines(attesttest.JobOf(o)[:3])...)
+		for _, o := range w.provenance(res, artifact, 0) {
+			if o.GetProtected() != (o.GetJobId() == 4242) {
+				t.Errorf("%v", o)
+			}
+			jobs = append(jobs, o.GetJobId())
+		}
+		return jobs
+	}
+	if jobs := ask(6000); !slices.Equal(jobs, []int64{4242}) {
+		t.Errorf("a protected job learns of %v", jobs)
+	}
+	if jobs := ask(6001, unprotected); len(jobs) != 16 || slices.Contains(jobs, 4242) {
+		t.Errorf("an unprotected job learns of %v", jobs)
+	}
+}
+
 func TestProvenanceRefusals(t *testing.T) {
 	w := newWorld(t)
 	made, _, _ := w.run()
@@ -124,7 +158,7 @@ func TestProvenanceOfAnotherHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req := &authoritypb.ProvenanceRequest{Attempt: res.GetAttempt(), Sha256: artifact}
+	req := &authoritypb.ProvenanceRequest{Attempt: res.GetAttempt(), Sha256: artifact, JobId: 4242}
 	if out, err := one.Provenance(t.Context(), req); err != nil || len(out.GetOrigins()) != 1 {
 		t.Errorf("its own: %v, %v", out, err)
 	}

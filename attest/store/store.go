@@ -96,6 +96,10 @@ type Attempt struct {
 	Reason  string    // why there are no bundles; while open, what it waits for
 	Project string    // full path, once signed
 	Ended   time.Time // zero while open or signed
+
+	// Protected says whether the ref was, by the record, once signed. It is nil
+	// before, and for attempts that a program signed which did not keep it.
+	Protected *bool
 }
 
 // Job holds the facts that GitLab confirmed.
@@ -158,12 +162,14 @@ type Found struct {
 	Closed  time.Time
 }
 
-// A Filter leaves out bundles that are not asked for. An empty field leaves out
-// none.
+// A Filter leaves out bundles that are not asked for, before they are counted. An
+// empty field leaves out none.
 type Filter struct {
-	Project string // full path, as it was when the bundle was signed
-	Job     int64
-	Bundle  string // its sha256
+	Project   string // full path, as it was when the bundle was signed
+	Job       int64
+	Bundle    string // its sha256
+	Profile   string
+	Protected *bool // leaves in those of which it is not known
 }
 
 // A Host is a runner host that was enrolled.
@@ -202,8 +208,9 @@ type Attempts interface {
 	// ended in the same instant; if one of them is not open any more it is
 	// ErrDecided, and nothing happened. A job has one open or signed attempt.
 	Begin(ctx context.Context, a Attempt, supersede ...string) error
-	// Sign keeps an open attempt's signed statements: it is signed.
-	Sign(ctx context.Context, id string, drafts []Bundle, project string) error
+	// Sign keeps an open attempt's signed statements: it is signed, for a project
+	// and a ref that was protected or not.
+	Sign(ctx context.Context, id string, drafts []Bundle, project string, protected bool) error
 	// Drafts returns what Sign kept, until the attempt is closed.
 	Drafts(ctx context.Context, id string) ([]Bundle, error)
 	// Decide ends an open or signed attempt. See Decision.Valid and

@@ -137,9 +137,9 @@ type Authority interface {
 	// Close ends the attempt. token is the job's, empty once the job has ended.
 	Close(ctx context.Context, attempt string, head record.Head, token string) (Closed, error)
 	// Provenance lists the attested attempts that have a digest among their
-	// outputs, newest first: of the attempt's project, or of job where it is not
-	// 0 and the record names it as a dependency. Of such a job it lists all where
-	// sha256 is empty.
+	// outputs, newest first: of the attempt's project, protection and profile, or
+	// of job where it is not 0 and the record names it as a dependency. Of such a
+	// job it lists all where sha256 is empty.
 	Provenance(ctx context.Context, attempt, sha256 string, job int64) ([]Origin, error)
 }
 

@@ -57,7 +57,9 @@ type AuthorityClient interface {
 	// Provenance tells where bytes come from that a job is about to be given:
 	// which attested attempts have them among their outputs. A host asks about
 	// attempts that it has open, and learns of origins in the job's own project,
-	// or in a job that the record names as a dependency.
+	// or in a job that the record names as a dependency. Where it asks about no job
+	// in particular, it learns of those that are of the project, the protection of
+	// the ref, and the profile of the attempt that asks.
 	Provenance(ctx context.Context, in *ProvenanceRequest, opts ...grpc.CallOption) (*ProvenanceResponse, error)
 }
 
@@ -126,7 +128,9 @@ type AuthorityServer interface {
 	// Provenance tells where bytes come from that a job is about to be given:
 	// which attested attempts have them among their outputs. A host asks about
 	// attempts that it has open, and learns of origins in the job's own project,
-	// or in a job that the record names as a dependency.
+	// or in a job that the record names as a dependency. Where it asks about no job
+	// in particular, it learns of those that are of the project, the protection of
+	// the ref, and the profile of the attempt that asks.
 	Provenance(context.Context, *ProvenanceRequest) (*ProvenanceResponse, error)
 	mustEmbedUnimplementedAuthorityServer()
 }

@@ -41,12 +41,12 @@ func end(ctx context.Context, tx *sql.Tx, id string, from store.State, d *store.
 }
 
 // Sign keeps the signed statements of an open attempt.
-func (s *Store) Sign(ctx context.Context, id string, drafts []store.Bundle, project string) error {
+func (s *Store) Sign(ctx context.Context, id string, drafts []store.Bundle, project string, protected bool) error {
 	if len(drafts) == 0 || project == "" {
 		return errors.New("store: nothing was signed, or for no project")
 	}
 	return s.transact(ctx, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, "UPDATE attempts SET state = 'signed', reason = '', project = ? WHERE id = ? AND state = 'open'", project, id)
+		res, err := tx.ExecContext(ctx, "UPDATE attempts SET state = 'signed', reason = '', project = ?, protected = ? WHERE id = ? AND state = 'open'", project, protected, id)
 		if err := one(res, err, store.ErrDecided); err != nil {
 			return err
 		}
@@ -160,7 +160,7 @@ func insertBundles(ctx context.Context, tx *sql.Tx, id string, digests []string,
 	return nil
 }
 
-const attemptColumns = `id, session, host, profile, nonce, invocation_id, builder_id, job, opened, state, reason, project, ended`
+const attemptColumns = `id, session, host, profile, nonce, invocation_id, builder_id, job, opened, state, reason, project, protected, ended`
 
 func scanAttempt(r row) (store.Attempt, error) {
 	var (
@@ -168,7 +168,7 @@ func scanAttempt(r row) (store.Attempt, error) {
 		job, state    string
 		opened, ended int64
 	)
-	err := r.Scan(&a.ID, &a.Session, &a.Host, &a.Profile, &a.Nonce, &a.InvocationID, &a.BuilderID, &job, &opened, &state, &a.Reason, &a.Project, &ended)
+	err := r.Scan(&a.ID, &a.Session, &a.Host, &a.Profile, &a.Nonce, &a.InvocationID, &a.BuilderID, &job, &opened, &state, &a.Reason, &a.Project, &a.Protected, &ended)
 	if errors.Is(err, sql.ErrNoRows) {
 		return store.Attempt{}, store.ErrNotFound
 	}
@@ -255,11 +255,18 @@ func (s *Store) subjects(ctx context.Context, f store.Found) ([]attest.Subject, 
 	})
 }
 
-// BySubject finds the bundles that speak of an output, newest first.
+// BySubject finds the bundles that speak of an output, newest first. It starts
+// from the output, or from the bundle where that is given: a project has many
+// more. Hence a plus before columns that SQLite is to use no index for.
 func (s *Store) BySubject(ctx context.Context, sha256 string, only store.Filter, limit int) ([]store.Found, error) {
-	return s.find(ctx, `EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = ?1 AND s.attempt = b.attempt AND s.part = b.part)
-		AND ?2 IN ('', a.project) AND ?3 IN (0, a.job_id) AND ?4 IN ('', b.sha256)
-		ORDER BY a.ended DESC, b.attempt, b.part LIMIT ?5`, sha256, only.Project, only.Job, only.Bundle, limit)
+	where, args := "(b.attempt, b.part) IN (SELECT attempt, part FROM subjects WHERE sha256 = ?)", []any{sha256}
+	if only.Bundle != "" {
+		where = "b.sha256 = ? AND EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = ? AND s.attempt = b.attempt AND s.part = b.part)"
+		args = []any{only.Bundle, sha256}
+	}
+	args = append(args, only.Project, only.Job, only.Profile, only.Protected, limit)
+	return s.find(ctx, where+` AND ? IN ('', +a.project) AND ? IN (0, +a.job_id) AND ? IN ('', a.profile)
+		AND coalesce(a.protected = ?, true) ORDER BY a.ended DESC, b.attempt, b.part LIMIT ?`, args...)
 }
 
 // ByJob finds a job's bundles, in order.

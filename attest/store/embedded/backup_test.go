@@ -33,7 +33,7 @@ func TestBackup(t *testing.T) {
 		t.Errorf("opened: %v", err)
 	}
 	// What happens after the backup is lost with the store.
-	if err := s.Sign(t.Context(), storetest.Attempt(1, 0).ID, storetest.Drafts(1, 1), "group/project"); err != nil {
+	if err := s.Sign(t.Context(), storetest.Attempt(1, 0).ID, storetest.Drafts(1, 1), "group/project", true); err != nil {
 		t.Fatal(err)
 	}
 	ended, err := embedded.Restored(t.Context(), copied, time.Now())
@@ -116,6 +116,6 @@ func lifeOf(ctx context.Context, s store.Store, n int) error {
 	return errors.Join(
 		s.Begin(ctx, a),
 		s.AppendRecord(ctx, a.ID, 0, [][]byte{[]byte("line")}),
-		s.Sign(ctx, a.ID, storetest.Drafts(n, 2), "group/project"),
+		s.Sign(ctx, a.ID, storetest.Drafts(n, 2), "group/project", true),
 		s.Decide(ctx, a.ID, storetest.Decision(n, 2)))
 }

@@ -43,12 +43,12 @@ func end(ctx context.Context, tx pgx.Tx, id string, from store.State, d *store.D
 }
 
 // Sign keeps the signed statements of an open attempt.
-func (s *Store) Sign(ctx context.Context, id string, drafts []store.Bundle, project string) error {
+func (s *Store) Sign(ctx context.Context, id string, drafts []store.Bundle, project string, protected bool) error {
 	if len(drafts) == 0 || project == "" {
 		return errors.New("store: nothing was signed, or for no project")
 	}
 	return s.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, "UPDATE attempts SET state = 'signed', reason = '', project = $1 WHERE id = $2 AND state = 'open'", project, id)
+		tag, err := tx.Exec(ctx, "UPDATE attempts SET state = 'signed', reason = '', project = $1, protected = $2 WHERE id = $3 AND state = 'open'", project, protected, id)
 		if err := one(tag, err, store.ErrDecided); err != nil {
 			return err
 		}
@@ -181,7 +181,7 @@ func decide(ctx context.Context, tx pgx.Tx, id string, from store.State, d *stor
 	return err
 }
 
-const attemptColumns = `id, session, host, profile, nonce, invocation_id, builder_id, job, opened, state, reason, project, ended`
+const attemptColumns = `id, session, host, profile, nonce, invocation_id, builder_id, job, opened, state, reason, project, protected, ended`
 
 func scanAttempt(r pgx.CollectableRow) (store.Attempt, error) {
 	var (
@@ -190,7 +190,7 @@ func scanAttempt(r pgx.CollectableRow) (store.Attempt, error) {
 		ended *time.Time
 	)
 	if err := r.Scan(&a.ID, &a.Session, &a.Host, &a.Profile, &a.Nonce, &a.InvocationID, &a.BuilderID, &job, &a.Opened, &a.State,
-		&a.Reason, &a.Project, &ended); err != nil {
+		&a.Reason, &a.Project, &a.Protected, &ended); err != nil {
 		return a, err
 	}
 	if err := json.Unmarshal([]byte(job), &a.Job); err != nil {
@@ -275,9 +275,13 @@ func scanSubject(r pgx.CollectableRow) (attest.Subject, error) {
 
 // BySubject finds the bundles that speak of an output, newest first.
 func (s *Store) BySubject(ctx context.Context, sha256 string, only store.Filter, limit int) ([]store.Found, error) {
-	return s.find(ctx, `EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = $1 AND s.attempt = b.attempt AND s.part = b.part)
-		AND $2::text IN ('', a.project) AND $3::bigint IN (0, a.job_id) AND $4::text IN ('', b.sha256)
-		ORDER BY a.ended DESC, b.attempt, b.part LIMIT $5`, sha256, only.Project, only.Job, only.Bundle, limit)
+	where := "EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = $1 AND s.attempt = b.attempt AND s.part = b.part)"
+	if only.Bundle != "" {
+		where += " AND b.sha256 = $4" // so that it is found by it, however many others speak of the same
+	}
+	return s.find(ctx, where+` AND $2::text IN ('', a.project) AND $3::bigint IN (0, a.job_id) AND $4::text IN ('', b.sha256)
+		AND $5::text IN ('', a.profile) AND coalesce(a.protected = $6::boolean, true)
+		ORDER BY a.ended DESC, b.attempt, b.part LIMIT $7`, sha256, only.Project, only.Job, only.Bundle, only.Profile, only.Protected, limit)
 }
 
 // ByJob finds a job's bundles, in order.

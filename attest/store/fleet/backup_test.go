@@ -21,7 +21,7 @@ func TestBackup(t *testing.T) {
 	dump := filepath.Join(t.TempDir(), "hallmark.dump")
 	running.Tool(t, "pg_dump", "--format=custom", "--file="+dump, from.Database)
 	// What happens after the dump is lost with the database.
-	if err := s.Sign(t.Context(), storetest.Attempt(1, 0).ID, storetest.Drafts(1, 1), "group/project"); err != nil {
+	if err := s.Sign(t.Context(), storetest.Attempt(1, 0).ID, storetest.Drafts(1, 1), "group/project", true); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Decide(t.Context(), storetest.Attempt(1, 0).ID, storetest.Decision(1, 1)); err != nil {

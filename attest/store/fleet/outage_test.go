@@ -55,7 +55,7 @@ func (l *load) attempt(s *fleet.Store, n int) error {
 	}{
 		{func() error { return s.Begin(ctx, a) }, store.StateOpen},
 		{func() error { return s.AppendRecord(ctx, a.ID, 0, [][]byte{[]byte("line")}) }, store.StateOpen},
-		{func() error { return s.Sign(ctx, a.ID, storetest.Drafts(n, 2), "group/project") }, store.StateSigned},
+		{func() error { return s.Sign(ctx, a.ID, storetest.Drafts(n, 2), "group/project", true) }, store.StateSigned},
 		{func() error { return s.Decide(ctx, a.ID, storetest.Decision(n, 2)) }, store.StateClosed},
 	} {
 		if err := step.do(); err != nil {
@@ -148,7 +148,7 @@ func TestWithoutS3(t *testing.T) {
 	running.StopS3()
 	err := errors.Join(
 		s.Ready(ctx), s.Begin(ctx, a), s.AppendRecord(ctx, a.ID, 0, [][]byte{[]byte("line")}),
-		s.Sign(ctx, a.ID, storetest.Drafts(1, 2), "group/project"))
+		s.Sign(ctx, a.ID, storetest.Drafts(1, 2), "group/project", true))
 	if err != nil {
 		t.Error(err)
 	}

@@ -272,7 +272,7 @@ func TestLostLock(t *testing.T) {
 			return first.AppendRecord(ctx, a.ID, 0, [][]byte{[]byte("x")})
 		},
 		"sign": func(ctx context.Context, a store.Attempt) error {
-			return first.Sign(ctx, a.ID, storetest.Drafts(1, 1), "group/project")
+			return first.Sign(ctx, a.ID, storetest.Drafts(1, 1), "group/project", true)
 		},
 		"decide": func(ctx context.Context, a store.Attempt) error { return first.Decide(ctx, a.ID, decided) },
 		"wait":   func(ctx context.Context, a store.Attempt) error { return first.Wait(ctx, a.ID, "for GitLab") },
@@ -333,7 +333,7 @@ func TestSleepingReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer release()
-	if err := first.Sign(locked, a.ID, storetest.Drafts(1, 1), "group/project"); !contains(err, "lost") {
+	if err := first.Sign(locked, a.ID, storetest.Drafts(1, 1), "group/project", true); !contains(err, "lost") {
 		t.Errorf("signed after it woke up: %v", err)
 	}
 }
@@ -398,7 +398,9 @@ func TestManyReplicas(t *testing.T) {
 				return err
 			})
 		}
-		signed := each(func(s *fleet.Store, i int) error { return s.Sign(ctx, id, storetest.Drafts(n(i), 2), "group/project") })
+		signed := each(func(s *fleet.Store, i int) error {
+			return s.Sign(ctx, id, storetest.Drafts(n(i), 2), "group/project", true)
+		})
 		each(func(s *fleet.Store, i int) error { return s.Decide(ctx, id, storetest.Decision(n(signed), 2)) })
 		data, err := stores[0].Record(ctx, id)
 		if err != nil || len(data) != 24 {

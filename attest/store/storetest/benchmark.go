@@ -51,7 +51,7 @@ func attestOne(ctx context.Context, s store.Store, n int) error {
 	if err := s.Begin(ctx, a); err != nil {
 		return err
 	}
-	if err := s.Sign(ctx, a.ID, Drafts(n, 1), "group/project"); err != nil {
+	if err := s.Sign(ctx, a.ID, Drafts(n, 1), "group/project", true); err != nil {
 		return err
 	}
 	return s.Decide(ctx, a.ID, Decision(n, 1))

@@ -20,7 +20,7 @@ func Fill(t *testing.T, s store.Store) {
 		must(t, s.Begin(ctx, Attempt(n, int64(n))))
 		must(t, s.AppendRecord(ctx, Attempt(n, 0).ID, 0, [][]byte{[]byte("one"), []byte("two")}))
 	}
-	must(t, s.Sign(ctx, Attempt(2, 0).ID, Drafts(2, 2), "group/project"))
+	must(t, s.Sign(ctx, Attempt(2, 0).ID, Drafts(2, 2), "group/project", true))
 	must(t, s.Decide(ctx, Attempt(3, 0).ID, Decision(3, 3)))
 	must(t, s.Decide(ctx, Attempt(4, 0).ID, store.Decision{State: store.StateRefused, Reason: "security: x", Ended: attesttest.Start()}))
 	must(t, s.Begin(ctx, Attempt(6, 5), Attempt(5, 0).ID))
@@ -55,7 +55,7 @@ func Restored(t *testing.T, s store.Store, ended []string) {
 	// What may have been signed since is never signed again.
 	open := Attempt(1, 0).ID
 	for name, err := range map[string]error{
-		"signed":   s.Sign(ctx, open, Drafts(9, 1), "group/project"),
+		"signed":   s.Sign(ctx, open, Drafts(9, 1), "group/project", true),
 		"closed":   s.Decide(ctx, open, Decision(9, 1)),
 		"appended": s.AppendRecord(ctx, open, 8, [][]byte{[]byte("x")}),
 		"replaced": s.Begin(ctx, Attempt(7, 1), open),

@@ -21,17 +21,18 @@ func signed(t *testing.T, s store.Store) {
 	if drafts, err := s.Drafts(ctx, id); err != nil || len(drafts) != 0 {
 		t.Errorf("%d drafts before signing, %v", len(drafts), err)
 	}
-	if err := s.Sign(ctx, id, nil, "group/project"); err == nil || errors.Is(err, store.ErrDecided) {
+	if err := s.Sign(ctx, id, nil, "group/project", true); err == nil || errors.Is(err, store.ErrDecided) {
 		t.Errorf("signed nothing: %v", err)
 	}
-	if err := s.Sign(ctx, id, Drafts(1, 2), ""); err == nil || errors.Is(err, store.ErrDecided) {
+	if err := s.Sign(ctx, id, Drafts(1, 2), "", true); err == nil || errors.Is(err, store.ErrDecided) {
 		t.Errorf("signed for no project: %v", err)
 	}
-	must(t, s.Sign(ctx, id, Drafts(1, 2), "group/project"))
+	must(t, s.Sign(ctx, id, Drafts(1, 2), "group/project", true))
 	a, err := s.Attempt(ctx, id)
 	must(t, err)
 	want := Attempt(1, 10)
-	want.State, want.Project = store.StateSigned, "group/project"
+	protected := true
+	want.State, want.Project, want.Protected = store.StateSigned, "group/project", &protected
 	if diff := cmp.Diff(want, a); diff != "" {
 		t.Error(diff)
 	}
@@ -57,7 +58,7 @@ func signed(t *testing.T, s store.Store) {
 	if drafts, err := s.Drafts(ctx, id); err != nil || len(drafts) != 0 {
 		t.Errorf("%d drafts of a closed attempt, %v", len(drafts), err)
 	}
-	if err := s.Sign(ctx, id, Drafts(2, 2), "group/project"); !errors.Is(err, store.ErrDecided) {
+	if err := s.Sign(ctx, id, Drafts(2, 2), "group/project", true); !errors.Is(err, store.ErrDecided) {
 		t.Errorf("a closed attempt was signed: %v", err)
 	}
 }
@@ -90,7 +91,7 @@ func waiting(t *testing.T, s store.Store) {
 		t.Error(diff)
 	}
 	must(t, s.Check(ctx))
-	must(t, s.Sign(ctx, first, Drafts(1, 1), "group/project"))
+	must(t, s.Sign(ctx, first, Drafts(1, 1), "group/project", true))
 	must(t, s.Decide(ctx, second, Decision(2, 0)))
 	if ids := list(); len(ids) != 0 {
 		t.Errorf("%v wait after all", ids)
@@ -111,14 +112,14 @@ func notSigned(t *testing.T, s store.Store) {
 	id := Attempt(1, 10).ID
 	must(t, s.Begin(ctx, Attempt(1, 10)))
 	must(t, s.AppendRecord(ctx, id, 0, [][]byte{[]byte("line")}))
-	must(t, s.Sign(ctx, id, Drafts(1, 2), "group/project"))
+	must(t, s.Sign(ctx, id, Drafts(1, 2), "group/project", true))
 	late := map[string]error{
-		"signed again":  s.Sign(ctx, id, Drafts(2, 1), "group/project"),
+		"signed again":  s.Sign(ctx, id, Drafts(2, 1), "group/project", true),
 		"refused":       s.Decide(ctx, id, store.Decision{State: store.StateRefused, Reason: "security: x", Ended: attesttest.Start()}),
 		"given up":      s.Decide(ctx, id, Decision(1, 0)),
 		"superseded":    s.Begin(ctx, Attempt(2, 10), id),
 		"appended":      s.AppendRecord(ctx, id, 5, [][]byte{[]byte("more")}),
-		"unknown":       s.Sign(ctx, Attempt(9, 9).ID, Drafts(1, 1), "group/project"),
+		"unknown":       s.Sign(ctx, Attempt(9, 9).ID, Drafts(1, 1), "group/project", true),
 		"unknown ended": s.Decide(ctx, Attempt(9, 9).ID, Decision(1, 1)),
 	}
 	for name, err := range late {
@@ -165,7 +166,7 @@ func oneSigns(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	id := Attempt(1, 10).ID
 	must(t, s.Begin(ctx, Attempt(1, 10)))
-	won := race(t, 8, func(i int) error { return s.Sign(ctx, id, Drafts(i, 2), "group/project") })
+	won := race(t, 8, func(i int) error { return s.Sign(ctx, id, Drafts(i, 2), "group/project", true) })
 	drafts, err := s.Drafts(ctx, id)
 	must(t, err)
 	if diff := cmp.Diff(Drafts(won, 2), drafts); diff != "" {
@@ -210,8 +211,8 @@ func listed(t *testing.T, s store.Store) {
 	for n := 1; n <= 6; n++ {
 		must(t, s.Begin(ctx, Attempt(n, int64(n))))
 	}
-	must(t, s.Sign(ctx, Attempt(4, 4).ID, Drafts(4, 1), "group/project"))
-	must(t, s.Sign(ctx, Attempt(2, 2).ID, Drafts(2, 1), "group/project"))
+	must(t, s.Sign(ctx, Attempt(4, 4).ID, Drafts(4, 1), "group/project", true))
+	must(t, s.Sign(ctx, Attempt(2, 2).ID, Drafts(2, 1), "group/project", true))
 	must(t, s.Decide(ctx, Attempt(1, 1).ID, Decision(1, 1)))
 	ids := func(list []store.Attempt, err error) string {
 		must(t, err)
@@ -303,7 +304,7 @@ func locks(t *testing.T, s store.Store) {
 	}
 	must(t, s.Begin(locked, Attempt(1, 10)))
 	must(t, s.AppendRecord(locked, Attempt(1, 10).ID, 0, [][]byte{[]byte("x")}))
-	must(t, s.Sign(locked, Attempt(1, 10).ID, Drafts(1, 1), "group/project"))
+	must(t, s.Sign(locked, Attempt(1, 10).ID, Drafts(1, 1), "group/project", true))
 	must(t, s.Decide(locked, Attempt(1, 10).ID, Decision(1, 1)))
 }
 

@@ -30,6 +30,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) (store.Store, func())
 		"records":             records,
 		"read records":        readRecords,
 		"bundles":             bundles,
+		"filtered":            filtered,
 		"nothing":             nothing,
 		"signed":              signed,
 		"not what was signed": notSigned,
@@ -197,7 +198,7 @@ func oneAttested(t *testing.T, s store.Store) {
 	must(t, s.Begin(ctx, Attempt(2, 10)))
 	must(t, s.Decide(ctx, Attempt(2, 10).ID, Decision(2, 1)))
 	must(t, s.Begin(ctx, Attempt(3, 10))) // the authority would not
-	if err := s.Sign(ctx, Attempt(3, 10).ID, Drafts(3, 1), "group/project"); err == nil {
+	if err := s.Sign(ctx, Attempt(3, 10).ID, Drafts(3, 1), "group/project", true); err == nil {
 		t.Error("a second attempt was signed")
 	}
 	if err := s.Decide(ctx, Attempt(3, 10).ID, Decision(3, 1)); err == nil {
@@ -331,6 +332,58 @@ func bundles(t *testing.T, s store.Store) {
 	}
 }
 
+// filtered has more bundles of one output than an answer holds, all newer than the
+// one that is asked for.
+func filtered(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	attested := func(n int, profile string, protected *bool) {
+		a := Attempt(n, int64(n))
+		a.Profile = profile
+		must(t, s.Begin(ctx, a))
+		if protected != nil {
+			must(t, s.Sign(ctx, a.ID, Drafts(n, 1), "group/project", *protected))
+		}
+		must(t, s.Decide(ctx, a.ID, Decision(n, 1)))
+	}
+	yes, no := true, false
+	attested(1, "hermetic", nil) // as an older program kept it
+	attested(2, "hermetic", &yes)
+	attested(3, "hermetic", &no)
+	for n := 10; n < 30; n++ {
+		attested(n, "hermetic", &no)
+		attested(n+20, "restricted", &yes)
+	}
+	find := func(only store.Filter, limit int) (jobs []int64) {
+		found, err := s.BySubject(ctx, attesttest.SHA256("same in all"), only, limit)
+		must(t, err)
+		for _, f := range found {
+			jobs = append(jobs, f.JobID)
+		}
+		return jobs
+	}
+	for name, c := range map[string]struct {
+		only  store.Filter
+		limit int
+		want  []int64
+	}{
+		"all":                {store.Filter{}, 3, []int64{49, 48, 47}},
+		"protected":          {store.Filter{Protected: &yes, Profile: "hermetic"}, 16, []int64{2, 1}},
+		"unprotected":        {store.Filter{Protected: &no, Profile: "hermetic"}, 3, []int64{29, 28, 27}},
+		"unprotected, last":  {store.Filter{Protected: &no, Profile: "hermetic"}, 100, []int64{29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 3, 1}},
+		"another profile":    {store.Filter{Protected: &no, Profile: "restricted"}, 16, nil},
+		"profile alone":      {store.Filter{Profile: "restricted"}, 2, []int64{49, 48}},
+		"all of it":          {store.Filter{Project: "group/project", Job: 2, Bundle: bundleOf(2, 0), Profile: "hermetic", Protected: &yes}, 16, []int64{2}},
+		"all but protection": {store.Filter{Project: "group/project", Job: 2, Bundle: bundleOf(2, 0), Profile: "hermetic", Protected: &no}, 16, nil},
+		"all but profile":    {store.Filter{Project: "group/project", Job: 2, Bundle: bundleOf(2, 0), Profile: "x", Protected: &yes}, 16, nil},
+		"all but job":        {store.Filter{Project: "group/project", Job: 3, Bundle: bundleOf(2, 0), Profile: "hermetic", Protected: &yes}, 16, nil},
+		"all but project":    {store.Filter{Project: "group", Job: 2, Bundle: bundleOf(2, 0), Profile: "hermetic", Protected: &yes}, 16, nil},
+	} {
+		if diff := cmp.Diff(c.want, find(c.only, c.limit)); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
 func nothing(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	if _, err := s.Attempt(ctx, "x"); !errors.Is(err, store.ErrNotFound) {
@@ -360,7 +413,7 @@ func reopened(t *testing.T, open func(*testing.T, string) (store.Store, func()))
 	must(t, s.AppendRecord(t.Context(), Attempt(1, 1).ID, 0, [][]byte{[]byte("line")}))
 	must(t, s.Decide(ctx, Attempt(2, 2).ID, Decision(2, 2)))
 	must(t, s.Begin(ctx, Attempt(3, 3)))
-	must(t, s.Sign(ctx, Attempt(3, 3).ID, Drafts(3, 2), "group/project"))
+	must(t, s.Sign(ctx, Attempt(3, 3).ID, Drafts(3, 2), "group/project", true))
 	must(t, s.Invite(ctx, Invitation("a", "runner-1")))
 	done()
 	s, done = open(t, dir)
