@@ -118,7 +118,7 @@ min_free = "0KiB"
 [limits]
 memory = "1TiB"
 cpus = 1.5
-pids = 16
+pids = 64
 tmpfs = "1MiB"
 open_files = 64
 memory_swap = "2TiB"
@@ -140,7 +140,7 @@ projects = ["g/**"]
 project = "g/*"
 memory = "1GiB"
 cpus = 0.5
-pids = 16
+pids = 64
 disk = "64MiB"
 shm = "1MiB"
 [services]
@@ -196,12 +196,12 @@ unavailable = "spool"
 			PullPolicy: []string{"always", "if-not-present"}, AllowedPullPolicies: []string{"always", "if-not-present", "never"},
 			User: "1000:1000", AllowedUsers: []string{"1000:1000", "builder"}, DisableEntrypointOverwrite: true,
 			PullsAtOnce: 2, KeepBytes: 1 << 40, KeepFor: 24 * time.Hour},
-		Limits: Limits{Memory: 1 << 40, CPUs: 1.5, Pids: 16, Tmpfs: 1 << 20, OpenFiles: 64,
+		Limits: Limits{Memory: 1 << 40, CPUs: 1.5, Pids: 64, Tmpfs: 1 << 20, OpenFiles: 64,
 			MemorySwap: 2 << 40, MemoryReservation: 1 << 30, CPUShares: 512, CPUSet: "0-3,6", Disk: 64 << 20, Shm: 2 << 20,
 			Ulimits: []string{"core=0", "memlock=1:unlimited"}, Preparing: 7,
 			TmpfsMounts: []TmpfsMount{{Path: "/scratch", Size: 1 << 30, Exec: true}},
 			Devices:     []Device{{Path: "/dev/kvm", Projects: []string{"g/**"}}},
-			Projects:    []ProjectLimits{{Project: "g/*", Memory: 1 << 30, CPUs: 0.5, Pids: 16, Disk: 64 << 20, Shm: 1 << 20}},
+			Projects:    []ProjectLimits{{Project: "g/*", Memory: 1 << 30, CPUs: 0.5, Pids: 64, Disk: 64 << 20, Shm: 1 << 20}},
 		},
 		IDs:      IDs{First: 65536, Ranges: 1},
 		Cache:    Cache{Hermetic: "off", Firewalled: "full", Archive: 1 << 20, Total: 1 << 30, Age: time.Hour},
@@ -292,7 +292,7 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"[limits]\ncpus = -1", "limits.cpus: -1 is not between 0.01 and 4096", "0 means all processors"},
 		{"[limits]\ncpus = nan", "limits.cpus: NaN is not between 0.01 and 4096", "0 means all processors"},
 		{"[limits]\ncpus = inf", "limits.cpus: +Inf is not between 0.01 and 4096", "0 means all processors"},
-		{"[limits]\npids = 0", "limits.pids: 0 is not between 16 and 4194304", ""},
+		{"[limits]\npids = 63", "limits.pids: 63 is not between 64 and 4194304", ""},
 		{"[limits]\nopen_files = -1", "limits.open_files: -1 is out of range", ""},
 		{"[limits]\nmemory_swap = '1GiB'", "limits.memory_swap: 1GiB is not between 4GiB and 1024TiB", ""},
 		{"[limits]\nmemory_reservation = '5GiB'", "limits.memory_reservation: 5GiB is not between 0B and 4GiB", ""},
@@ -315,7 +315,7 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"[[limits.project]]\nmemory = '1GiB'", "limits.project[0].project: required, but missing", `as project = "group/**"`},
 		{"[[limits.project]]\nproject = 'g/**'\nmemory = '8GiB'", "limits.project[0].memory: 8GiB is not between 64MiB and 4GiB", ""},
 		{"[limits]\ncpus = 2\n[[limits.project]]\nproject = 'g/**'\ncpus = 3", "limits.project[0].cpus: 3 is more than limits.cpus, 2", "a project can only have less than the others"},
-		{"[[limits.project]]\nproject = 'g/**'\npids = 5000", "limits.project[0].pids: 5000 is not between 16 and 4096", ""},
+		{"[[limits.project]]\nproject = 'g/**'\npids = 5000", "limits.project[0].pids: 5000 is not between 64 and 4096", ""},
 		{"[[limits.project]]\nproject = 'g/**'\ndisk = '33GiB'", "limits.project[0].disk: 33GiB is not between 64MiB and 32GiB", ""},
 		{"[[limits.project]]\nproject = 'g/**'\nshm = '1GiB'", "limits.project[0].shm: 1GiB is not between 1MiB and 512MiB", ""},
 		{"[limits]\nopen_files = 3", "limits.open_files: 3 is not between 64 and 1073741824", ""},

@@ -30,7 +30,8 @@ type Limits struct {
 	CPUShares int64 `toml:"cpu_shares"`
 	// CPUSet are the processors that may be used, as "0-3,6". Default "": all.
 	CPUSet string `toml:"cpuset"`
-	// Pids is the number of processes and threads. Default 4096.
+	// Pids is the number of processes and threads, 64 at least: with less, Git and
+	// the sandbox's own threads would not leave any to the job. Default 4096.
 	Pids int64 `toml:"pids"`
 	// Disk is what a job may write, workspace and containers together. Default
 	// "32GiB"; "0B" is no limit: then one job can fill this host's disk.
@@ -104,7 +105,7 @@ const (
 	mostMemory  = 1 << 50
 	leastDisk   = 64 << 20
 	mostDisk    = 16 << 40
-	leastPids   = 16
+	leastPids   = 64
 	mostPids    = 4 << 20
 )
 
