@@ -358,8 +358,10 @@ func TestBombsHitTheSandboxsLimits(t *testing.T) {
 	}
 	r = run(t, hermetic("tail -c 3000000000 /dev/zero | tail -c 2999999999 > /dev/null", "echo not reached"))
 	expect(t, r, coordinator.Failed, "script_failure")
-	mention(t, r, "memory limit")
-	never(t, r, "\nnot reached")
+	if n := strings.Count(plain(r.Trace), "memory: the build container reached"); n != 1 {
+		t.Errorf("the log names the limit %d times:\n%s", n, plain(r.Trace))
+	}
+	never(t, r, "\nnot reached", "memory limit", "SIGKILL")
 	next := run(t, hermetic("echo fine"))
 	expect(t, next, coordinator.Success, "")
 }

@@ -58,7 +58,7 @@ func (h *Host) run(ctx context.Context, conn *executor.Conn, out *joblog.Log, lo
 		return failure(err)
 	}
 	if exit.Code != 0 {
-		return executor.Reply{Outcome: executor.BuildFailure, ExitCode: exit.Code, Message: exitInWords(exit), Hint: j.exitHint(exit)}
+		return executor.Reply{Outcome: executor.BuildFailure, ExitCode: exit.Code, Message: exitInWords(exit)}
 	}
 	return executor.Reply{Outcome: executor.OK}
 }
@@ -311,19 +311,11 @@ func errUnread() error {
 		Hint: "an entrypoint has to exec its arguments, as in `exec \"$@\"`; `entrypoint: [\"\"]` under `image:` does without it"}
 }
 
+// exitInWords leaves the memory limit to reportHits, which has named it by then,
+// and who set it.
 func exitInWords(e sandbox.Exit) string {
-	if e.OOM {
-		return "the memory limit was hit"
-	}
-	if e.Signal != 0 {
+	if e.Signal != 0 && !e.OOM {
 		return fmt.Sprintf("the script's shell was ended by signal %d (%s)", e.Signal, unix.SignalName(unix.Signal(e.Signal)))
-	}
-	return ""
-}
-
-func (j *job) exitHint(e sandbox.Exit) string {
-	if e.OOM {
-		return "the sandbox's memory is " + j.limits.of("memory")
 	}
 	return ""
 }

@@ -15,8 +15,11 @@ import (
 )
 
 // watchEvery is how often a running stage is looked at. What the kernel counts
-// is never missed; a disk that was full for less than this, and was not when the
-// stage ended, may be.
+// is never missed; a disk or tmpfs that was full for less than this, and was not
+// when the stage ended, may be. No kernel counts how often a file system had no
+// room: ext4 counts errors of its own, which is what fanotify tells of as well,
+// and only quotas give notice, which a loop device is there to do without. What
+// was refused the program knows all the same.
 const watchEvery = 200 * time.Millisecond
 
 // A watch sees which limits a stage runs into, from outside: what runs inside
