@@ -268,18 +268,7 @@ func TestAdminsContainerd(t *testing.T) {
 	b := start(t)
 	cfg := b.config("a")
 	cfg.Address = b.runtime.layout.socket
-	r, err := Start(t.Context(), cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := r.Pull(t.Context(), Order{Reference: b.images["base"]}); err != nil {
-		t.Fatal(err)
-	}
+	r := b.second(t, cfg)
 	s := b.spec("base")
 	c, err := r.Create(t.Context(), s)
 	if err != nil {

@@ -153,18 +153,7 @@ func TestCollect(t *testing.T) {
 // what was collected can be pulled again.
 func TestCollectSparesContainers(t *testing.T) {
 	b := start(t)
-	r, err := Start(t.Context(), b.config("u"), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := r.Pull(t.Context(), Order{Reference: b.images["base"]}); err != nil {
-		t.Fatal(err)
-	}
+	r := b.second(t, b.config("u"))
 	s := b.spec("base")
 	c, err := r.Create(t.Context(), s)
 	if err != nil {

@@ -162,6 +162,24 @@ func (b *bench) config(sub string) Config {
 	}
 }
 
+// second starts another runtime, which has an image as well.
+func (b *bench) second(t *testing.T, cfg Config) *Runtime {
+	t.Helper()
+	r, err := Start(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := r.Pull(t.Context(), Order{Reference: b.images["base"]}); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // entry is one file of a test image; data "->x" is a link to x, a name that
 // ends in / a directory.
 type entry struct {
