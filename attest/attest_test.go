@@ -469,9 +469,7 @@ func TestFetches(t *testing.T) {
 }
 
 func TestCompleteness(t *testing.T) {
-	cached := insert(attesttest.Job(), attesttest.Event{Kind: record.StageStarted, Data: attesttest.Started("restore_cache")}, starts("build_script"))
-	cached = insert(cached, attesttest.Event{Kind: record.Fetched, Data: attesttest.Fetch("restore_cache", "GET", "https://cache.example.com/k", "k")}, starts("build_script"))
-	cached = insert(cached, attesttest.Event{Kind: record.StageEnded, Data: attesttest.Ended("restore_cache", "success")}, starts("build_script"))
+	cached := fromStorage("k")
 	downloaded := insert(attesttest.Job(), attesttest.Event{Kind: record.StageStarted, Data: attesttest.Started("download_artifacts")}, starts("build_script"))
 	downloaded = insert(downloaded, attesttest.Event{Kind: record.Fetched, Data: attesttest.Fetch("download_artifacts", "GET", "https://gitlab.example.com/api/v4/jobs/1/artifacts", "z")}, starts("build_script"))
 	downloaded = insert(downloaded, attesttest.Event{Kind: record.StageEnded, Data: attesttest.Ended("download_artifacts", "success")}, starts("build_script"))

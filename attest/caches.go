@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"slices"
 	"unicode/utf8"
 
 	"hallmark.build/sandbox/record"
@@ -87,15 +88,41 @@ func restored(caches []cache) []cache {
 	return out
 }
 
-func cacheResources(caches []cache) []resource {
+// brings reports whether a cache came across the border. The entry that says what
+// became of it stands for it.
+func (f fetch) brings() bool { return f.Stage == "restore_cache" && f.brought() }
+
+// checkCacheFetch refuses bytes of an object storage of which no entry before says
+// that the job was given them: nobody has asked who made them.
+func (c *checker) checkCacheFetch(e record.Entry, f fetch) *Refusal {
+	if !f.brings() || slices.ContainsFunc(c.caches, func(k cache) bool { return k.Action == cacheRestored && k.SHA256 == f.SHA256 }) {
+		return nil
+	}
+	return refuse(e, CacheInconsistent, "restore_cache was given sha256:%s, which no entry says is a cache", f.SHA256)
+}
+
+// storedAt is where in an object storage a cache came from: the first exchange
+// that brought its bytes, without the query, which is a signature. Empty for one
+// that the host had.
+func (k cache) storedAt(fetches []fetch) string {
+	i := slices.IndexFunc(fetches, func(f fetch) bool { return f.brings() && f.SHA256 == k.SHA256 && f.entry.Seq > k.seq })
+	if i < 0 {
+		return ""
+	}
+	at := *fetches[i].url
+	at.RawQuery = ""
+	return at.String()
+}
+
+func cacheResources(s *story) []resource {
 	var out []resource
-	for _, k := range restored(caches) {
+	for _, k := range restored(s.caches) {
 		notes := map[string]any{"kind": "cache", "key": k.Key, "bytes": k.Bytes}
 		if k.Attestation != "" {
 			notes["hallmark_attestation"] = "sha256:" + k.Attestation
 			notes["hallmark_invocation"] = k.Invocation
 		}
-		out = append(out, resource{Name: cacheName(k), Digest: sha256Digest(k.SHA256), Annotations: notes})
+		out = append(out, resource{Name: cacheName(k), Digest: sha256Digest(k.SHA256), DownloadLocation: k.storedAt(s.fetches), Annotations: notes})
 	}
 	return out
 }

@@ -29,6 +29,54 @@ func cached() []attesttest.Event {
 	return job
 }
 
+// fromStorage is the sample with a cache that came from an object storage, as bytes
+// of which restored says that it is the same.
+func fromStorage(content string) []attesttest.Event {
+	job := opened(func(o *record.Opened) {
+		o.External.Caches = []record.CacheRule{{Key: "deps", Paths: []string{"vendor/"}}}
+	})
+	used, look := attesttest.Restored(), attesttest.Fetch("restore_cache", "HEAD", storageURL, "")
+	used.SHA256 = attesttest.SHA256("k")
+	for _, ev := range []attesttest.Event{
+		event(record.StageStarted, attesttest.Started("restore_cache")),
+		event(record.Fetched, look),
+		event(record.CacheUsed, used),
+		event(record.Fetched, attesttest.Fetch("restore_cache", "GET", storageURL, content)),
+		event(record.StageEnded, attesttest.Ended("restore_cache", "success")),
+	} {
+		job = insert(job, ev, starts("build_script"))
+	}
+	return job
+}
+
+const storageURL = "https://minio.example.com:9000/ci/project/77/deps?X-Amz-Signature=REDACTED"
+
+// TestCacheFromObjectStorageIsOneDependency: the exchange that brought it is not
+// listed beside it.
+func TestCacheFromObjectStorageIsOneDependency(t *testing.T) {
+	st := one(t, fromStorage("k"))
+	var have []any
+	for _, d := range at(t, st, "predicate.buildDefinition.resolvedDependencies").([]any) {
+		if digest, ok := at(t, d, "digest").(map[string]any); ok && digest["sha256"] == attesttest.SHA256("k") {
+			have = append(have, d)
+		}
+	}
+	want := []any{map[string]any{
+		"name": "cache/deps.zip", "digest": map[string]any{"sha256": attesttest.SHA256("k")},
+		"downloadLocation": "https://minio.example.com:9000/ci/project/77/deps",
+		"annotations": map[string]any{
+			"kind": "cache", "key": "deps", "bytes": 1000.0, "hallmark_attestation": "sha256:" + attesttest.Restored().Attestation,
+			"hallmark_invocation": attesttest.Restored().Invocation,
+		},
+	}}
+	if diff := cmp.Diff(want, have); diff != "" {
+		t.Error(diff)
+	}
+	if have := at(t, st, "predicate.hallmark_completeness.caches"); have != attest.Border {
+		t.Errorf("caches are %v although one was restored", have)
+	}
+}
+
 // cachedAs changes what is restored, or what is stored.
 func cachedAs(action string, change func(*record.Cache)) []attesttest.Event {
 	job := slices.Clone(cached())
@@ -73,6 +121,9 @@ func cacheRefusals() map[string]struct {
 		"cache without key":                 {restored(func(k *record.Cache) { k.Key = "" }), attest.Malformed},
 		"cache with no such digest":         {restored(func(k *record.Cache) { k.SHA256 = "abc" }), attest.Malformed},
 		"cache with no such attestation":    {restored(func(k *record.Cache) { k.Attestation = "abc" }), attest.Malformed},
+		"other bytes of an object storage":  {fromStorage("x"), attest.CacheInconsistent},
+		"object storage without a cache":    {remove(fromStorage("k"), kind(record.CacheUsed)), attest.CacheInconsistent},
+		"cache said after it was given":     {insert(remove(fromStorage("k"), kind(record.CacheUsed)), event(record.CacheUsed, attesttest.Restored()), ends("restore_cache")), attest.CacheInconsistent},
 		"cache of less than nothing":        {restored(func(k *record.Cache) { k.Bytes = -1 }), attest.NumberTooLarge},
 	}
 }

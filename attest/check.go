@@ -529,6 +529,9 @@ func (c *checker) addFetch(e record.Entry) *Refusal {
 	if r := c.checkOrigin(e, f); r != nil {
 		return r
 	}
+	if r := c.checkCacheFetch(e, fetch{f, e, u}); r != nil {
+		return r
+	}
 	// What serves is tenant code: a work tree that is compared from now on says
 	// nothing.
 	c.tenant = c.tenant || f.Stage == stageServices

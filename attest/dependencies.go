@@ -28,7 +28,7 @@ func dependencies(s *story, listed []fetch) []resource {
 	for _, im := range s.images {
 		out = append(out, imageResources(im)...)
 	}
-	out = append(out, cacheResources(s.caches)...)
+	out = append(out, cacheResources(s)...)
 	return append(out, fetchResources(listed)...)
 }
 

@@ -22,6 +22,7 @@ func sortFetches(s *story) (listed []fetch, rest folded) {
 		switch {
 		case !f.brought():
 			rest.other = append(rest.other, f)
+		case f.brings(): // the cache is listed
 		case f.Stage == "get_sources" && f.only(known[f.repository()]):
 			rest.git = append(rest.git, f)
 		default:

@@ -115,6 +115,25 @@ func (c checker) gitlabURL(path string, u *url.URL) {
 	u.Path = strings.TrimSuffix(u.Path, "/")
 }
 
+// cacheServers normalises what does not matter: a slash at the end.
+func (c checker) cacheServers(path string, servers []*url.URL) {
+	seen := make([]string, len(servers))
+	for i, u := range servers {
+		if problem, _ := urlProblem(u); problem != "" {
+			c.doc.Report(at(path, i), `as "https://minio.example.com:9000" or "https://storage.googleapis.com/bucket"`, "%q: %s", u.Redacted(), problem)
+			continue
+		}
+		host := u.Hostname()
+		ip, err := netip.ParseAddr(host)
+		if err == nil && ip.Unmap().IsLoopback() || host == "localhost" || strings.HasSuffix(host, ".localhost") {
+			c.doc.Report(at(path, i), "give it a name or an address that is not the machine's own loopback, in the runner's config.toml too", "%q: in the job's network %s is the job itself", u, host)
+		}
+		u.Path = strings.TrimSuffix(u.Path, "/")
+		seen[i] = u.String()
+	}
+	c.unique(path, seen)
+}
+
 // identity is a URL that is compared as text, so it has one spelling.
 func (c checker) identity(path, value string) {
 	if value == "" {

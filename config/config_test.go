@@ -159,6 +159,7 @@ firewalled = "full"
 archive = "1MiB"
 total = "1GiB"
 age = "1h"
+servers = ["https://minio.example.com:9000/", "http://10.1.2.3/bucket"]
 [[allow]]
 name = "go"
 host = "proxy.example.com"
@@ -203,8 +204,9 @@ unavailable = "spool"
 			Devices:     []Device{{Path: "/dev/kvm", Projects: []string{"g/**"}}},
 			Projects:    []ProjectLimits{{Project: "g/*", Memory: 1 << 30, CPUs: 0.5, Pids: 64, Disk: 64 << 20, Shm: 1 << 20}},
 		},
-		IDs:      IDs{First: 65536, Ranges: 1},
-		Cache:    Cache{Hermetic: "off", Firewalled: "full", Archive: 1 << 20, Total: 1 << 30, Age: time.Hour},
+		IDs: IDs{First: 65536, Ranges: 1},
+		Cache: Cache{Hermetic: "off", Firewalled: "full", Archive: 1 << 20, Total: 1 << 30, Age: time.Hour,
+			Servers: []*url.URL{{Scheme: "https", Host: "minio.example.com:9000"}, {Scheme: "http", Host: "10.1.2.3", Path: "/bucket"}}},
 		Services: Services{WaitTimeout: -time.Second, Memory: 64 << 20, CPUs: 0.01, Pids: 32},
 		Allow: []AllowRule{
 			{Name: "go", Host: "proxy.example.com", Ports: []int{443, 8443}, Methods: []string{"GET"}, Paths: []string{"/a/"}},
@@ -327,6 +329,11 @@ func TestSandboxdRefuses(t *testing.T) {
 		{"[cache]\nfirewalled = ''", `cache.firewalled: "": want "off" or "own" or "full"`, ""},
 		{"[cache]\narchive = '1B'", "cache.archive: 1B is not between 1MiB and 1TiB", ""},
 		{"[cache]\ntotal = '1GiB'", "cache.total: 1GiB is less than cache.archive, 2GiB", "one archive must fit into the whole"},
+		{"[cache]\nservers = ['minio:9000']", `cache.servers[0]: "minio:9000": want an absolute http or https URL`, `as "https://minio.example.com:9000" or "https://storage.googleapis.com/bucket"`},
+		{"[cache]\nservers = ['https://u:p@minio']", `cache.servers[0]: "https://u:xxxxx@minio": has a user or password in it`, `as "https://minio.example.com:9000" or "https://storage.googleapis.com/bucket"`},
+		{"[cache]\nservers = ['https://minio/a%2fb']", `cache.servers[0]: "https://minio/a%2fb": has a path with empty, escaped, . or .. parts`, `as "https://minio.example.com:9000" or "https://storage.googleapis.com/bucket"`},
+		{"[cache]\nservers = ['https://minio', 'https://minio/']", `cache.servers[1]: "https://minio" is there twice`, ""},
+		{"[cache]\nservers = ['http://127.0.0.1:9000']", `cache.servers[0]: "http://127.0.0.1:9000": in the job's network 127.0.0.1 is the job itself`, "give it a name or an address that is not the machine's own loopback, in the runner's config.toml too"},
 		{"[cache]\nage = '1m'", "cache.age: 1m0s is not between 1h0m0s and 87600h0m0s", ""},
 		{"[ids]\nranges = 0", "ids.ranges: 0 is not between 1 and 65535", ""},
 		{"[ids]\nranges = -1", "ids.ranges: -1 is not between 1 and 65535", ""},
@@ -525,7 +532,7 @@ func TestExampleIsTheDefault(t *testing.T) {
 	want := DefaultSandboxd()
 	want.GitLabURL, want.HelperImage, want.Digest = got.GitLabURL, got.HelperImage, got.Digest
 	want.Images.Allowed, want.Images.PlainHTTP = []string{}, []string{}
-	want.Limits.Ulimits = []string{}
+	want.Limits.Ulimits, want.Cache.Servers = []string{}, []*url.URL{}
 	want.Images.AllowedServices, want.Images.AllowedPullPolicies, want.Images.AllowedUsers = []string{}, []string{}, []string{}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -187,7 +187,7 @@ type IDs struct {
 // IDRange is the number of ids in each range.
 const IDRange = 65536
 
-// Cache says what jobs may keep on this host for later ones, per profile: "off",
+// Cache says what jobs may keep for later ones, per profile: "off",
 // nothing; "own", what an attested job of the same project, protection and profile
 // made; "full", also what nobody vouches for, and the statement says so. Projects
 // share nothing in any of them.
@@ -207,6 +207,14 @@ type Cache struct {
 	// Age is how long an archive stays that no job uses. Default "336h". A writer
 	// of this field can only make caches useless.
 	Age time.Duration `toml:"age"`
+	// Servers are where the object storage of the runner's [runners.cache] keeps
+	// caches: a URL as the runner's presigned ones begin, to the host
+	// ("https://minio.example.com:9000") or, where others have buckets there too, to
+	// the bucket ("https://storage.googleapis.com/ci-caches"). Default []: caches lie
+	// on this host. A writer of this field can have helpers of jobs, in the stages that
+	// restore and archive caches, send sealed files to another server and ask one at
+	// any address, private ones too; what comes from there is looked up all the same.
+	Servers []*url.URL `toml:"servers"`
 }
 
 // AllowRule is one line of the firewalled profile's allow-list. A writer of
@@ -417,4 +425,5 @@ func (k Cache) check(c checker) {
 			"%s is less than cache.archive, %s", tomlfile.FormatSize(k.Total), tomlfile.FormatSize(k.Archive))
 	}
 	c.duration("cache.age", k.Age, time.Hour, 10*365*24*time.Hour)
+	c.cacheServers("cache.servers", k.Servers)
 }

@@ -183,7 +183,7 @@ func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 		FirstID: c.IDs.First, IDRanges: c.IDs.Ranges, Allow: allow, Git: git, ConfigDigest: c.Digest, Version: version,
 		Caches: host.Caches{
 			Modes:  map[sandbox.Profile]string{sandbox.Hermetic: c.Cache.Hermetic, sandbox.Firewalled: c.Cache.Firewalled},
-			Limits: cache.Limits{Archive: c.Cache.Archive, Total: c.Cache.Total, Age: c.Cache.Age},
+			Limits: cache.Limits{Archive: c.Cache.Archive, Total: c.Cache.Total, Age: c.Cache.Age}, Servers: c.Cache.Servers,
 		},
 	}, nil
 }

@@ -37,13 +37,17 @@ type Config struct {
 	// GitLabRoots are the roots that the GitLab origin's certificate is checked
 	// against, UpstreamRoots those of every other host. Nil means the system's.
 	GitLabRoots, UpstreamRoots *x509.CertPool
-	// SpoolDir is where artifacts wait, unlinked, until they are matched or looked up. Whoever
-	// can read this directory's disk can read artifacts.
+	// SpoolDir is where artifacts and caches wait, unlinked, until they are matched or looked up. Whoever
+	// can read this directory's disk can read them.
 	SpoolDir string
 	// CheckUpload decides over artifacts. Nil refuses every upload.
 	CheckUpload UploadCheck
 	// CheckDownload decides over artifacts of earlier jobs. Nil refuses every one.
 	CheckDownload DownloadCheck
+	// Caches decides over caches in object storage. Nil refuses every one.
+	Caches Caches
+	// CacheBytes is how large one may be.
+	CacheBytes int64
 	// Lifetime is that of the job's certificate authority: the job's timeout.
 	// Zero means 24 hours.
 	Lifetime time.Duration
@@ -72,8 +76,11 @@ type Border struct {
 	patience patience
 	// fetches counts the exchanges that were recorded.
 	fetches atomic.Int64
-	// spooling is held by the one artifact that may be under way, in or out.
+	// spooling is held by the one artifact or cache that may be under way, in or
+	// out. What follows is its holder's.
 	spooling chan struct{}
+	held     *heldCache
+	stored   map[string]string // digests of caches that the object storage took, by address
 
 	mu       sync.Mutex
 	sides    map[sandbox.Role]*side
@@ -104,7 +111,7 @@ func Open(ctx context.Context, cfg Config) (*Border, error) {
 	if err != nil {
 		return nil, fmt.Errorf("border: %w", err)
 	}
-	return &Border{cfg: cfg, ca: ca, up: up, secrets: newSecrets(cfg.Secrets), patience: usualPatience(), spooling: make(chan struct{}, 1), sides: map[sandbox.Role]*side{}}, nil
+	return &Border{cfg: cfg, ca: ca, up: up, secrets: newSecrets(cfg.Secrets), patience: usualPatience(), spooling: make(chan struct{}, 1), stored: map[string]string{}, sides: map[sandbox.Role]*side{}}, nil
 }
 
 // Listening returns the TCP ports on which something of the tenant's listens in

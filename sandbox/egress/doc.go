@@ -102,12 +102,24 @@
 // half way has already told half. A difference is recorded as a violation, End
 // returns it, and no further upload passes.
 //
+// # Caches in object storage
+//
+// Where the admin names the object storage that the runner keeps caches in, the
+// helper may ask it for the caches of the job's project, by the presigned URLs that
+// the runner writes into its scripts. It is dialled wherever it is, and no redirect
+// of it is followed. An archive is taken in whole and spooled, Config.Caches asks
+// who made it, and only then the helper has a byte; one that may not be given is
+// answered as one that is not there. An archive that the helper sends is spooled,
+// compared with the sealed workspace, and only then sent on, with the headers that
+// the runner's signature covers. Of the storage's own words nothing crosses but the
+// status, the length and the time of the last change.
+//
 // # Limits
 //
 // Per role: 256 connections, 16384 names, 1000 different refusals a stage by name
 // (the rest are counted together). Per connection: twenty seconds to speak, for a
 // handshake and for a head, 64 KiB of head, 60 idle. Per job: 500000 exchanges, one
-// upload at a time. The path "/org" of a rule is "/org" and what is below it.
+// artifact or cache at a time. The path "/org" of a rule is "/org" and what is below it.
 //
 // The example of [Border] shows the order of calls.
 package egress

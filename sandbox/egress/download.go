@@ -34,7 +34,7 @@ func (q *request) download(resp *http.Response, fetch record.Fetch, job int64) b
 	}
 	spool, done, err := b.takeSpool(q.p.ctx)
 	if err != nil {
-		return q.systemFailure("download", err)
+		return q.systemFailure("artifact download", err)
 	}
 	defer done()
 	fetch.Status, fetch.MediaType = resp.StatusCode, clip(printable(resp.Header.Get("Content-Type")), maxMediaType)
@@ -43,7 +43,7 @@ func (q *request) download(resp *http.Response, fetch record.Fetch, job int64) b
 	fetch.SHA256 = hex.EncodeToString(sum.Sum(nil))
 	switch {
 	case errors.Is(err, errSpool):
-		return q.systemFailure("download", err)
+		return q.systemFailure("artifact download", err)
 	case err != nil:
 		return q.abandoned(fetch, "the origin's answer was cut off")
 	case fetch.Bytes > maxUpload:
@@ -60,7 +60,7 @@ func (q *request) download(resp *http.Response, fetch record.Fetch, job int64) b
 	case errors.As(err, &user):
 		return q.refuse(refusal{rule: ruleOrigins, reason: user.Error(), remedy: user.Hint})
 	case err != nil:
-		return q.systemFailure("download", err)
+		return q.systemFailure("artifact download", err)
 	}
 	return q.handOn(resp, fetch, spool)
 }
@@ -80,7 +80,7 @@ func (q *request) replaced(err error) bool {
 // handOn gives the client what is spooled, once that is on record.
 func (q *request) handOn(resp *http.Response, fetch record.Fetch, file spool) bool {
 	if err := file.rewind(); err != nil {
-		return q.systemFailure("download", err)
+		return q.systemFailure("artifact download", err)
 	}
 	q.body.describe(&fetch)
 	if q.p.side.b.append(record.Fetched, fetch) != nil {

@@ -114,6 +114,8 @@ func (q *request) decide() bool {
 		return q.refuse(refusal{status: http.StatusForbidden, rule: ruleCapacity, reason: fmt.Sprintf("more than %d requests in one job", maxFetches)})
 	case d.Upload:
 		return q.upload(d)
+	case d.Cache != "":
+		return q.cache(d)
 	}
 	return q.forward(d)
 }

@@ -94,7 +94,11 @@ func (s *side) turn(stage sandbox.Stage) error {
 	old := s.period
 	s.period = next
 	s.mu.Unlock()
-	return old.end()
+	err := old.end()
+	if s.role == sandbox.Helper {
+		s.b.forgetCache()
+	}
+	return err
 }
 
 func (s *side) close() error {
@@ -103,6 +107,9 @@ func (s *side) close() error {
 	s.ns.closeSockets()
 	s.loops.Wait()
 	err := s.current().end()
+	if s.role == sandbox.Helper {
+		s.b.forgetCache()
+	}
 	s.ns.close()
 	return err
 }

@@ -137,7 +137,7 @@ func (q *request) upload(d policy.Decision) bool {
 	}
 	spool, done, err := b.takeSpool(q.p.ctx)
 	if err != nil {
-		return q.systemFailure("upload", err)
+		return q.systemFailure("artifact upload", err)
 	}
 	defer done()
 	if q.body.proceed() != nil {
@@ -150,7 +150,7 @@ func (q *request) upload(d policy.Decision) bool {
 	case errors.As(err, &form):
 		return q.refuse(refusal{rule: ruleUpload, reason: form.Error(), remedy: "artifacts are uploaded by gitlab-runner alone"})
 	case errors.Is(err, errSpool):
-		return q.systemFailure("upload", err)
+		return q.systemFailure("artifact upload", err)
 	case err != nil: // the client stopped sending, or sent what is no form
 		return q.refuse(refusal{rule: ruleUpload, reason: "the upload did not come to its end"})
 	}
@@ -162,19 +162,29 @@ var errSpool = errors.New("spool")
 // A spool is an unlinked file.
 type spool struct{ *os.File }
 
-// takeSpool waits for its turn: one artifact at a time takes room on the host's
+// takeSpool waits for its turn: one file at a time takes room on the host's
 // disk. The caller calls done when it has no more use for the spool.
 func (b *Border) takeSpool(ctx context.Context) (s spool, done func(), err error) {
-	select {
-	case b.spooling <- struct{}{}:
-	case <-ctx.Done():
-		return spool{}, nil, ctx.Err()
-	}
-	if s, err = newSpool(b.cfg.SpoolDir); err != nil {
-		<-b.spooling
+	over, err := b.turn(ctx)
+	if err != nil {
 		return spool{}, nil, err
 	}
-	return s, func() { _ = s.Close(); <-b.spooling }, nil
+	b.dropCache()
+	if s, err = newSpool(b.cfg.SpoolDir); err != nil {
+		over()
+		return spool{}, nil, err
+	}
+	return s, func() { _ = s.Close(); over() }, nil
+}
+
+// turn waits until nobody else spools.
+func (b *Border) turn(ctx context.Context) (over func(), err error) {
+	select {
+	case b.spooling <- struct{}{}:
+		return func() { <-b.spooling }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func newSpool(dir string) (spool, error) {
@@ -210,9 +220,9 @@ func (q *request) systemFailure(what string, err error) bool {
 	if q.p.ctx.Err() != nil {
 		return false
 	}
-	q.p.fail(fmt.Errorf("border: artifact %s: %w", what, err))
-	q.p.side.b.cfg.Log.Error("artifact "+what+" failed", "error", err)
-	q.tell(refusal{status: http.StatusInternalServerError, rule: ruleUpload, reason: "the runner host could not check the artifact",
+	q.p.fail(fmt.Errorf("border: %s: %w", what, err))
+	q.p.side.b.cfg.Log.Error(what+" failed", "error", err)
+	q.tell(refusal{status: http.StatusInternalServerError, rule: ruleUpload, reason: "the runner host could not check the " + what,
 		remedy: "this is a failure of the runner host; run the job again"}, false, true)
 	q.linger()
 	return false
@@ -226,7 +236,7 @@ func (q *request) match(d policy.Decision, file spool, p part) bool {
 		return q.refuse(refusal{rule: ruleUpload, reason: err.Error()})
 	}
 	if err := file.rewind(); err != nil {
-		return q.systemFailure("upload", err)
+		return q.systemFailure("artifact upload", err)
 	}
 	entries, err := b.cfg.CheckUpload(q.p.ctx, file.File, p.size, query.Format, p.fileName)
 	var (
@@ -239,7 +249,7 @@ func (q *request) match(d policy.Decision, file spool, p part) bool {
 	case errors.As(err, &user):
 		return q.refuse(refusal{rule: ruleUpload, reason: "artifact " + p.fileName + ": " + user.Error(), remedy: user.Hint})
 	case err != nil:
-		return q.systemFailure("upload", err)
+		return q.systemFailure("artifact upload", err)
 	}
 	entry := record.Upload{
 		Stage: string(q.p.stage), FileName: p.fileName, Type: query.Type, Format: query.Format,

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -32,10 +33,11 @@ const (
 	originBuffer      = 64 << 10
 )
 
-// upstream is how the border speaks to origins: to GitLab whatever its address
-// is, to all others only at addresses of the public internet.
+// upstream is how the border speaks to origins: to GitLab and to the object
+// storage of caches whatever their address is, to all others only at addresses of
+// the public internet.
 type upstream struct {
-	gitlab, public *http.Transport
+	gitlab, storage, public *http.Transport
 }
 
 // An addressError says that a name led to an address that may not be dialled.
@@ -65,32 +67,48 @@ func newUpstream(cfg Config, refuse func(netip.Addr) string) (*upstream, error) 
 		}
 		return nil
 	}}
-	origin, err := gitlabAuthority(cfg.Policy.Job.GitLab)
+	free := &net.Dialer{Timeout: dialTimeout, Resolver: resolver}
+	// only dials what the admin has configured, and follows no redirect away from it.
+	only := func(what string, configured ...*url.URL) (func(context.Context, string, string) (net.Conn, error), error) {
+		var origins []string
+		for _, u := range configured {
+			origin, err := dialAuthority(u)
+			if err != nil {
+				return nil, err
+			}
+			origins = append(origins, origin)
+		}
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			if !slices.Contains(origins, address) {
+				return nil, fmt.Errorf("dial %s: not the configured %s", address, what)
+			}
+			return free.DialContext(ctx, network, address)
+		}, nil
+	}
+	gitlab, err := only("GitLab", cfg.Policy.Job.GitLab)
 	if err != nil {
 		return nil, err
 	}
-	free := &net.Dialer{Timeout: dialTimeout, Resolver: resolver}
-	onlyGitLab := func(ctx context.Context, network, address string) (net.Conn, error) {
-		if address != origin {
-			return nil, fmt.Errorf("dial %s: not the configured GitLab", address)
-		}
-		return free.DialContext(ctx, network, address)
+	storage, err := only("object storage", cfg.Policy.Caches...)
+	if err != nil {
+		return nil, err
 	}
 	return &upstream{
-		gitlab: newTransport(onlyGitLab, cfg.GitLabRoots),
-		public: newTransport(guarded.DialContext, cfg.UpstreamRoots),
+		gitlab:  newTransport(gitlab, cfg.GitLabRoots),
+		storage: newTransport(storage, cfg.UpstreamRoots),
+		public:  newTransport(guarded.DialContext, cfg.UpstreamRoots),
 	}, nil
 }
 
-// gitlabAuthority is host:port as a transport dials it, or "" where no GitLab
-// is configured.
-func gitlabAuthority(u *url.URL) (string, error) {
+// dialAuthority is host:port as a transport dials it, or "" where nothing is
+// configured.
+func dialAuthority(u *url.URL) (string, error) {
 	if u == nil {
 		return "", nil
 	}
 	host, port, err := splitAuthority(u.Host)
 	if err != nil {
-		return "", fmt.Errorf("gitlab url %q: %w", u.Redacted(), err)
+		return "", fmt.Errorf("configured url %q: %w", u.Redacted(), err)
 	}
 	switch {
 	case port != 0:
@@ -99,7 +117,7 @@ func gitlabAuthority(u *url.URL) (string, error) {
 	case u.Scheme == "http":
 		port = 80
 	default:
-		return "", fmt.Errorf("gitlab url %q: want https or http", u.Redacted())
+		return "", fmt.Errorf("configured url %q: want https or http", u.Redacted())
 	}
 	return net.JoinHostPort(host, strconv.Itoa(port)), nil
 }
@@ -158,6 +176,7 @@ func (u *upstream) roundTrip(req *http.Request, gitlab bool) (*http.Response, er
 
 func (u *upstream) closeIdle() {
 	u.gitlab.CloseIdleConnections()
+	u.storage.CloseIdleConnections()
 	u.public.CloseIdleConnections()
 }
 

@@ -10,8 +10,8 @@ import (
 	"hallmark.build/sandbox"
 )
 
-// downloadLog keeps what is to be said of earlier jobs' artifacts until the
-// stage has ended.
+// downloadLog keeps what is to be said of earlier jobs' outputs until the stage
+// has ended.
 type downloadLog struct {
 	mu    sync.Mutex
 	lines []string
@@ -31,7 +31,7 @@ func (d *downloadLog) take() []string {
 	return lines
 }
 
-// reportDownloads says in the job's log where its artifacts come from.
+// reportDownloads says in the job's log where its artifacts and caches come from.
 func (j *job) reportDownloads(out *joblog.Log) {
 	lines := j.downloads.take()
 	if len(lines) > 0 {
@@ -47,10 +47,10 @@ func (j *job) reportDownloads(out *joblog.Log) {
 // all is it the admin who decides.
 func (h *Host) vouched(ctx context.Context, j *job, id int64, sha256 string) (invocation, attestation string, err error) {
 	what := fmt.Sprintf("artifacts of %s (job %d)", joblog.Clean(j.dependency(id)), id)
-	made, err := h.provenance(ctx, j, sha256, id)
+	made, err := h.provenance(ctx, j, sha256, id, j.pump.patience)
 	var others []Origin
 	if err == nil && len(made) == 0 {
-		others, err = h.provenance(ctx, j, "", id)
+		others, err = h.provenance(ctx, j, "", id, j.pump.patience)
 	}
 	switch {
 	case err != nil:
@@ -80,9 +80,10 @@ func (j *job) dependency(id int64) string {
 	return "an unknown job"
 }
 
-// provenance asks the authority, and again while there is no answer.
-func (h *Host) provenance(ctx context.Context, j *job, sha256 string, id int64) ([]Origin, error) {
-	deadline := time.Now().Add(j.pump.patience)
+// provenance asks the authority who made something, and again while there is no
+// answer and patience is left.
+func (h *Host) provenance(ctx context.Context, j *job, sha256 string, id int64, patience time.Duration) ([]Origin, error) {
+	deadline := time.Now().Add(patience)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		origins, err := h.askProvenance(ctx, j, sha256, id)
 		if !unavailable(err) || time.Now().After(deadline) {

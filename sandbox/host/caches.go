@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path"
 	"regexp"
@@ -38,6 +39,8 @@ const (
 type Caches struct {
 	Modes  map[sandbox.Profile]string // "off" where there is none
 	Limits cache.Limits
+	// Servers are where the runner keeps caches in object storage. See objectcaches.go.
+	Servers []*url.URL
 }
 
 func (h *Host) openCaches() (err error) {
@@ -96,22 +99,30 @@ type cacheFile struct {
 }
 
 func (j *job) cacheFiles(script []byte) []cacheFile {
-	keys := map[string]string{}
-	for _, k := range j.payload.CacheKeys() {
-		sum := sha256.Sum256([]byte(k.Value))
-		keys[hex.EncodeToString(sum[:])] = k.Label
-	}
 	var out []cacheFile
 	for _, m := range archives.FindAllSubmatch(script, -1) {
-		f := cacheFile{path: string(m[1]), name: string(m[2]), key: string(m[2])}
-		if key, ok := keys[f.name]; ok {
-			f.key = key
-		}
+		f := cacheFile{path: string(m[1]), name: string(m[2]), key: j.cacheKey(string(m[2]))}
 		if path.Clean(f.path) == f.path && !strings.HasPrefix(f.path, "../") && !slices.Contains(out, f) && len(out) < maxArchives {
 			out = append(out, f)
 		}
 	}
 	return out
+}
+
+// cacheKey is what readers call a cache, by the hash of its key: the key, where
+// the host can tell.
+func (j *job) cacheKey(name string) string {
+	for _, k := range j.payload.CacheKeys() {
+		if sha256Hex(k.Value) == name {
+			return k.Label
+		}
+	}
+	return name
+}
+
+func sha256Hex(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
 }
 
 // restoreCaches lays those archives in the job's /cache that it may be given.
@@ -133,6 +144,9 @@ func (h *Host) restoreCaches(ctx context.Context, j *job, script []byte, out *jo
 		return fmt.Errorf("clear /cache: %w", err)
 	}
 	j.caches.given = map[string]string{}
+	if h.remote(script) {
+		return nil
+	}
 	for _, f := range files {
 		if err := h.restoreCache(ctx, j, dir, f, out); err != nil {
 			return err
@@ -159,7 +173,7 @@ func (h *Host) restoreCache(ctx context.Context, j *job, dir *os.Root, f cacheFi
 	used := record.Cache{Stage: string(sandbox.RestoreCache), Key: f.key, Action: "restored", SHA256: e.SHA256, Bytes: e.Bytes}
 	var origin Origin
 	if err == nil {
-		origin, err = h.vouchedFor(ctx, j, e)
+		origin, err = h.vouchedFor(ctx, j, e.SHA256, e.Invocation)
 	}
 	if err == nil {
 		used.Invocation, used.Attestation = origin.Invocation, origin.Bundle
@@ -172,7 +186,7 @@ func (h *Host) restoreCache(ctx context.Context, j *job, dir *os.Root, f cacheFi
 		return nil // the script will not start, and says so
 	}
 	if err != nil {
-		return h.refuseCache(j, used, err, out)
+		return h.refuseCache(j, used, err, out.Printf)
 	}
 	if _, err := j.record.Append(record.CacheUsed, used); err != nil {
 		return err
@@ -192,13 +206,11 @@ func originInWords(o Origin) string {
 	return fmt.Sprintf("attested, of job %d", o.Job)
 }
 
-// vouchedFor finds the attestation that has the archive among its subjects. In
-// mode own there must be one, of the same project, protection and profile; in mode
-// full there may be none.
-func (h *Host) vouchedFor(ctx context.Context, j *job, e cache.Entry) (Origin, error) {
-	asking, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	origins, err := h.authority.Provenance(asking, j.opened.Attempt, e.SHA256, 0)
+// vouchedFor finds the attestation that has an archive among its subjects, that of
+// the invocation if there are several. In mode own there must be one, of the same
+// project, protection and profile; in mode full there may be none.
+func (h *Host) vouchedFor(ctx context.Context, j *job, sha256, invocation string) (Origin, error) {
+	origins, err := h.provenance(ctx, j, sha256, 0, min(j.pump.patience, cachePatience))
 	full := h.cacheMode(j.profile) == cachesFull
 	if err != nil && !full {
 		return Origin{}, fmt.Errorf("the authority was asked who made it: %w", err)
@@ -207,7 +219,7 @@ func (h *Host) vouchedFor(ctx context.Context, j *job, e cache.Entry) (Origin, e
 	same := func(o Origin) bool {
 		return o.Project == j.payload.Info.ProjectFullPath && o.Protected == scope.Protected && strings.HasSuffix(o.Builder, "/"+scope.Profile)
 	}
-	if i := slices.IndexFunc(origins, func(o Origin) bool { return same(o) && o.Invocation == e.Invocation }); i >= 0 {
+	if i := slices.IndexFunc(origins, func(o Origin) bool { return same(o) && o.Invocation == invocation }); i >= 0 {
 		return origins[i], nil
 	}
 	if i := slices.IndexFunc(origins, same); i >= 0 {
@@ -261,9 +273,9 @@ func (j *job) makeCacheDirs(dir *os.Root, below string) error {
 }
 
 // refuseCache records that the job goes on without a cache, and says why.
-func (h *Host) refuseCache(j *job, used record.Cache, why error, out *joblog.Log) error {
+func (h *Host) refuseCache(j *job, used record.Cache, why error, say func(format string, args ...any)) error {
 	used.Action, used.Detail, used.Invocation, used.Attestation = "refused", joblog.Clean(why.Error()), "", ""
-	out.Printf("cache   %s: refused: %s", joblog.Clean(used.Key), used.Detail)
+	say("cache   %s: refused: %s", joblog.Clean(used.Key), used.Detail)
 	j.logger(h.log).Warn("cache refused", "stage", used.Stage, "key", used.Key, "sha256", used.SHA256, "error", why)
 	_, err := j.record.Append(record.CacheUsed, used)
 	return err
@@ -273,7 +285,7 @@ func (h *Host) refuseCache(j *job, used record.Cache, why error, out *joblog.Log
 // jobs once the attempt is attested. One that cannot be kept is said and recorded,
 // and fails no job.
 func (h *Host) keepCaches(ctx context.Context, j *job, stage sandbox.Stage, script []byte, out *joblog.Log) error {
-	if h.cacheMode(j.profile) == cachesOff {
+	if h.cacheMode(j.profile) == cachesOff || h.remote(script) {
 		return nil
 	}
 	dir, err := j.space.Cache()
@@ -290,7 +302,7 @@ func (h *Host) keepCaches(ctx context.Context, j *job, stage sandbox.Stage, scri
 		case err != nil && ctx.Err() != nil:
 			return nil // the runner wants no more
 		case err != nil:
-			if err := h.refuseCache(j, used, err, out); err != nil {
+			if err := h.refuseCache(j, used, err, out.Printf); err != nil {
 				return err
 			}
 			continue

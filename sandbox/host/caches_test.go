@@ -64,6 +64,7 @@ func newCacheWorld(t *testing.T, mode string) *cacheWorld {
 		Info: executor.JobInfo{ProjectID: 77, ProjectFullPath: "group/project"}, Caches: []executor.Cache{{Key: "deps"}},
 	}, opened: Opened{Attempt: "a", InvocationID: "https://ci.example.com/mine"}}
 	w.j.caches.given = map[string]string{}
+	w.j.pump = &pump{} // no patience
 	w.j.ids.First = uint32(os.Getuid())
 	var err error
 	if w.j.record, err = record.Create(filepath.Join(state, "record"), time.Now); err != nil {

@@ -217,9 +217,12 @@ func (h *Host) policyFor(j *job) policy.Policy {
 		deps = append(deps, d.ID)
 	}
 	pol := policy.Policy{Profile: j.profile, Git: h.cfg.Git,
-		Job: policy.Job{ID: j.payload.ID, GitLab: h.cfg.GitLab, Repository: repo, Dependencies: deps}}
+		Job: policy.Job{ID: j.payload.ID, Project: j.payload.Info.ProjectID, GitLab: h.cfg.GitLab, Repository: repo, Dependencies: deps}}
 	if j.profile == sandbox.Firewalled {
 		pol.Allow = h.cfg.Allow
+	}
+	if h.cacheMode(j.profile) != cachesOff {
+		pol.Caches = h.cfg.Caches.Servers
 	}
 	return pol
 }
@@ -310,6 +313,7 @@ func (h *Host) openBorder(ctx context.Context, j *job, pol policy.Policy, out *j
 		CheckDownload: func(ctx context.Context, id int64, sha256 string) (string, string, error) {
 			return h.vouched(ctx, j, id, sha256)
 		},
+		Caches: h.objectCaches(j), CacheBytes: h.cfg.Caches.Limits.Archive,
 		Secrets: masked(j.payload.Variables), OnBlock: j.blocks.note, LocalNames: j.localNames(), Log: h.log.With("session", j.session),
 	})
 	if err != nil {

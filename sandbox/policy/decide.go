@@ -176,9 +176,12 @@ func (p Policy) helper(r Request) Decision {
 	if r.Stage == sandbox.GetSources {
 		return p.source(r)
 	}
+	if d, ok := p.cache(r); ok {
+		return d
+	}
 	if !p.GitLabOrigin(r.Scheme, r.Host, r.Port) {
 		return Decision{Rule: RuleStage, Reason: fmt.Sprintf("stage %s reaches nothing but the configured GitLab", r.Stage),
-			Remedy: "caches lie on the runner host: take [runners.cache] out of the runner's config.toml; or check gitlab_url in sandboxd.toml if this is your GitLab"}
+			Remedy: "if this is the object storage of [runners.cache], list it in cache.servers of sandboxd.toml, or take [runners.cache] out of the runner's config.toml to keep caches on the runner host; if it is your GitLab, check gitlab_url"}
 	}
 	switch {
 	case r.Stage == sandbox.DownloadArtifacts:

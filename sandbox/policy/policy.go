@@ -11,7 +11,8 @@
 // objects) and those that its submodules may lie in ([Git]), download_artifacts the artifacts of the jobs that the
 // payload names, upload_artifacts_* the job's own artifacts endpoint. They get
 // that, on the configured origin by scheme, host and port, and nothing else but
-// repositories that the admin's rules for git list.
+// repositories that the admin's rules for git list, and, where the admin has caches
+// in object storage, restore_cache and archive_cache those of the job's project.
 //
 // Tenant stages reach nothing under the hermetic profile, and under the
 // firewalled profile what the admin's rules list. No rule can open what follows
@@ -148,6 +149,7 @@ func (r Rule) methods() []string {
 // a variable.
 type Job struct {
 	ID           int64
+	Project      int64    // its id
 	GitLab       *url.URL // configured by the admin; its path is GitLab's relative root
 	Repository   *url.URL // of the payload, without credentials
 	Dependencies []int64  // jobs whose artifacts the payload names
@@ -158,7 +160,11 @@ type Policy struct {
 	Profile sandbox.Profile
 	Allow   []Rule
 	Git     Git
-	Job     Job
+	// Caches are where the runner keeps caches in object storage: origins, each
+	// with the path (a bucket, say) below which all of them lie. None of them is
+	// opened to a tenant's stages. They are dialled whatever their address.
+	Caches []*url.URL
+	Job    Job
 }
 
 // canonicalRule is the form of a rule that is hashed: defaults spelt out.
@@ -179,7 +185,8 @@ func (p Policy) Digest() string {
 		Profile sandbox.Profile `json:"profile"`
 		Allow   []canonicalRule `json:"allow"`
 		Git     any             `json:"git"`
-	}{Profile: p.Profile, Allow: []canonicalRule{}, Git: p.Git.canonical()}
+		Caches  []string        `json:"caches,omitempty"`
+	}{Profile: p.Profile, Allow: []canonicalRule{}, Git: p.Git.canonical(), Caches: p.canonicalCaches()}
 	if p.Profile == sandbox.Firewalled {
 		for _, r := range p.Allow {
 			form.Allow = append(form.Allow, r.canonical())
@@ -242,6 +249,10 @@ type Decision struct {
 	// Artifacts is the earlier job whose artifacts are asked for, or 0: they
 	// must be looked up before the helper has a byte of them.
 	Artifacts int64
+	// Cache says that a cache in object storage is asked for, and Object which of
+	// the project's: the runner's name for it, decoded.
+	Cache  CacheAccess
+	Object string
 }
 
 // GitLabOrigin reports whether scheme, host and port are exactly those of the
