@@ -3,17 +3,20 @@ package images
 // Names of the images that real-world jobs run in, by what they are for. Each
 // stands on Helper, so that the Debian below is made, pulled and unpacked once.
 const (
-	C      = "gcc"    // make and autotools with it
-	CPP    = "cpp"    // cmake, and what builds Debian packages
-	Rust   = "rust"   // with cargo
-	Python = "python" // with pytest and a client of Redis
-	Ruby   = "ruby"   // with rake, minitest and asciidoctor
-	Node   = "node"   // with npm
-	PHP    = "php"    // its command line
-	Lua    = "lua"    // and Tcl
-	Erlang = "erlang" // its smallest system
-	Pascal = "pascal" // Free Pascal
-	Tools  = "tools"  // shellcheck, hugo, sqlite, the client of PostgreSQL
+	C       = "gcc"     // make and autotools with it
+	CPP     = "cpp"     // cmake, and what builds Debian packages
+	Rust    = "rust"    // with cargo
+	Python  = "python"  // with pytest and a client of Redis
+	Ruby    = "ruby"    // with rake, minitest and asciidoctor
+	Node    = "node"    // with npm
+	PHP     = "php"     // its command line
+	Lua     = "lua"     // and Tcl
+	Erlang  = "erlang"  // its smallest system
+	Pascal  = "pascal"  // Free Pascal
+	Java    = "java"    // with ant and junit
+	OCaml   = "ocaml"   // with its native compiler and dune
+	Haskell = "haskell" // GHC, which brings Cabal's library along
+	Tools   = "tools"   // shellcheck, hugo, sqlite, the client of PostgreSQL
 )
 
 // Jobs are the recipes of these images.
@@ -32,6 +35,9 @@ func Jobs() []Recipe {
 		on(helper, Lua, "lua5.4", "tcl"),
 		on(helper, Erlang, "erlang-base"),
 		on(helper, Pascal, "fp-compiler"),
+		on(helper, Java, "openjdk-17-jdk-headless", "ant", "ant-optional", "junit4"),
+		on(c, OCaml, "ocaml-nox", "ocaml-dune"),
+		on(c, Haskell, "ghc"),
 		on(helper, Tools, "shellcheck", "hugo", "sqlite3", "postgresql-client"),
 	}
 }

@@ -24,6 +24,7 @@ import (
 const install = `set -eu
 mount --make-rprivate /
 mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$UPPER,workdir=$WORK" "$ROOT"
+mkdir -p "$ROOT/usr/share/man/man1" # Java's packages link manuals, and fail if they cannot
 mkdir -p "$ROOT/usr/sbin" "$ROOT/var/lib/apt/lists" "$ROOT/var/cache/apt" "$ROOT/etc/apt"
 mount --bind -o ro /var/lib/apt/lists "$ROOT/var/lib/apt/lists"
 for dir in /dev /proc; do mount --bind "$dir" "$ROOT$dir"; done
