@@ -1053,7 +1053,7 @@ func TestOverTheSocket(t *testing.T) {
 	}
 	_, err = stub.Append(t.Context(), &authoritypb.AppendRequest{Lines: [][]byte{make([]byte, authority.MaxMessage+1)}})
 	if err == nil {
-		t.Error("a message of more than 16 MiB")
+		t.Error("a message of more than MaxMessage")
 	}
 	_, err = stub.Open(t.Context(), openRequest())
 	if !client.IsSecurity(err) || client.IsTemporary(err) || !strings.HasPrefix(client.Message(err), "job 4242") {
@@ -1081,11 +1081,11 @@ func TestClientMessages(t *testing.T) {
 	if _, _, err := client.Dial(t.Context(), "relative"); err == nil {
 		t.Error("dialled a relative path")
 	}
-	if client.MaxMessage != authority.MaxMessage {
+	if client.MaxMessage != authority.MaxMessage || client.MaxPiece != authority.MaxPiece {
 		t.Error("client and authority bound messages differently")
 	}
-	if 2*record.MaxLine > client.AppendBytes || client.AppendBytes >= client.MaxMessage {
-		t.Error("lines do not fit into messages")
+	if record.MaxLine+4<<10 > client.MaxMessage {
+		t.Error("a line does not fit into a message")
 	}
 	stub, closer, err := client.Dial(t.Context(), filepath.Join(t.TempDir(), "nobody"))
 	if err != nil {

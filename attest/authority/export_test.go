@@ -88,3 +88,6 @@ func (a *Authority) Running() int64 {
 	used, _ := a.limits.running.state()
 	return used
 }
+
+// SetArriving spares tests sending arrivingBytes.
+func (a *Authority) SetArriving(n int64) { a.limits.arrived.most = n }

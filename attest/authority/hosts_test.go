@@ -393,7 +393,7 @@ func (f *fleet) with(pair ...tls.Certificate) authoritypb.AuthorityClient {
 	f.t.Helper()
 	roots := x509.NewCertPool()
 	roots.AddCert(f.hostCA.Cert())
-	conn, err := grpc.NewClient(f.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+	conn, err := grpc.NewClient(f.address, grpc.WithUnaryInterceptor(client.InPieces), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		RootCAs: roots, MinVersion: tls.VersionTLS13,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			if len(pair) == 0 {

@@ -51,6 +51,7 @@ const (
 	lockedPerHost   = 16
 	recordBytes     = 2 * MaxRecord // of records read whole, to be concluded
 	liveBytes       = 64 << 20      // of hashes of one host's records in memory
+	arrivingBytes   = 256 << 20     // of requests that have come and wait for their turn
 )
 
 // The limits by the names that hosts and metrics are told.
@@ -61,6 +62,8 @@ const (
 	limitJoins        = "JOINS_PER_MINUTE"
 	limitRecord       = "RECORD_SIZE"
 	limitFields       = "FIELDS_OF_MESSAGE"
+	limitMessage      = "SIZE_OF_MESSAGE"
+	limitArriving     = "BYTES_ARRIVING"
 	limitAttempts     = "ATTEMPTS_OF_JOB"
 )
 
@@ -70,7 +73,8 @@ const Domain = "hallmark.build"
 // limits are an authority's.
 type limits struct {
 	Limits
-	incoming *turns // arriving requests, in bytes
+	incoming *turns // arriving requests, in bytes that they may have
+	arrived  *arrivals
 	running  *turns
 	opening  *turns
 	signing  *turns
@@ -91,6 +95,7 @@ func newLimits(l Limits, now func() time.Time) *limits {
 	return &limits{
 		Limits:   l,
 		incoming: newTurns(1<<62, incomingPerHost),
+		arrived:  newArrivals(arrivingBytes),
 		running:  newTurns(runningCalls, runningPerHost),
 		opening:  newTurns(openingCalls, openingPerHost),
 		signing:  newTurns(signingCalls, signingPerHost),

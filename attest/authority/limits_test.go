@@ -98,7 +98,7 @@ func (r *raw) begin(method string, more ...hpack.HeaderField) (stream uint32, er
 	return stream, nil
 }
 
-// promise says that a message of so many bytes comes, and sends a few.
+// promise says that a piece of so many bytes comes, and sends a few.
 func (r *raw) promise(stream uint32, size uint32) error {
 	head := make([]byte, 5+1024)
 	binary.BigEndian.PutUint32(head[1:], size)
@@ -248,7 +248,7 @@ func TestSlowWriters(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := r.promise(stream, authority.MaxMessage); err != nil {
+		if err := r.promise(stream, authority.MaxPiece); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -473,7 +473,7 @@ func TestLimitsThatStay(t *testing.T) {
 	if client.IsTemporary(err) {
 		t.Errorf("too large a message is said to pass: %v", err)
 	}
-	_, err = h.Append(t.Context(), &authoritypb.AppendRequest{Attempt: res.GetAttempt(), Lines: make([][]byte, 4<<20)})
+	_, err = h.Append(t.Context(), &authoritypb.AppendRequest{Attempt: res.GetAttempt(), Lines: make([][]byte, 1<<20)})
 	wantLimit(t, err, "FIELDS_OF_MESSAGE", false, "a message of more than 65536 fields")
 	for range authority.MaxAttempts - 1 {
 		f.works(h)
@@ -666,7 +666,7 @@ func (f *fleet) attackSlowWrites(ctx context.Context, from string, pair tls.Cert
 	defer r.Close()
 	for range 60 {
 		stream, err := r.begin(appendMethod)
-		if err != nil || r.promise(stream, authority.MaxMessage) != nil {
+		if err != nil || r.promise(stream, authority.MaxPiece) != nil {
 			return
 		}
 	}

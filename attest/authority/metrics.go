@@ -68,6 +68,7 @@ func (m *meters) watch(l *limits) {
 		m.gauge(fmt.Sprintf("hallmark_in_use{what=%q}", name), func() float64 { used, _ := t.state(); return float64(used) })
 		m.gauge(fmt.Sprintf("hallmark_waiting{what=%q}", name), func() float64 { _, waiting := t.state(); return float64(waiting) })
 	}
+	m.gauge(`hallmark_in_use{what="arrived_bytes"}`, func() float64 { return float64(l.arrived.state()) })
 	m.gauge("hallmark_open_attempts", func() float64 { return float64(l.allOpen()) })
 }
 

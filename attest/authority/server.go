@@ -26,7 +26,8 @@ import (
 
 // Limits of the connection with hosts.
 const (
-	MaxMessage       = 16 << 20 // bytes; package client has the same
+	MaxMessage       = 5 << 20  // bytes; package client has the same
+	MaxPiece         = 16 << 10 // bytes of one piece of a request; package client has the same
 	maxStreams       = 64       // calls at a time on one connection
 	streamWindow     = 64 << 10 // bytes of a request that wait unread
 	maxHeader        = 16 << 10
@@ -77,7 +78,7 @@ func removeStale(path string) error {
 func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(creds),
-		grpc.MaxRecvMsgSize(MaxMessage),
+		grpc.MaxRecvMsgSize(MaxPiece),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),

@@ -2,7 +2,9 @@ package authority
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"path"
 	"runtime/debug"
 	"time"
@@ -11,7 +13,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
-	"google.golang.org/protobuf/proto"
 )
 
 // A Caller is who makes a call, once that is proved.
@@ -46,13 +47,15 @@ type service struct {
 }
 
 // bounded makes each method of a service one that is handed its request
-// unread. On the wire nothing changes. Left to itself, gRPC reads a request whole
-// before anybody is asked whether there is room for it.
+// unread, and takes it in one or more pieces: an ordinary call has one. Left to
+// itself, gRPC reads a request whole before anybody is asked whether there is room
+// for it, and keeps it as the peer has cut it.
 func (s *service) bounded(desc grpc.ServiceDesc) *grpc.ServiceDesc {
 	for _, m := range desc.Methods {
 		method := "/" + desc.ServiceName + "/" + m.MethodName
 		desc.Streams = append(desc.Streams, grpc.StreamDesc{
-			StreamName: m.MethodName,
+			StreamName:    m.MethodName,
+			ClientStreams: true,
 			Handler: func(srv any, stream grpc.ServerStream) error {
 				return s.call(stream, method, func(ctx context.Context, read func(any) error) (any, error) {
 					return m.Handler(srv, ctx, read, nil)
@@ -135,23 +138,73 @@ func stepAside(ctx context.Context) {
 
 // read waits for room for any request, reads one, and waits for the host's turn
 // to have it answered. A request that comes slowly takes its own host's room alone.
-func (r *room) read(ctx context.Context, stream grpc.ServerStream, req any) error {
-	var err error
+func (r *room) read(ctx context.Context, stream grpc.ServerStream, req any) (err error) {
 	if r.incoming, err = r.a.limits.incoming.enter(ctx, r.peer, MaxMessage); err != nil {
 		return err
 	}
-	g := &guarded{message: req}
-	if err := stream.RecvMsg(g); err != nil {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	arrived := r.a.limits.arrived.enter(r.peer, cancel)
+	defer func() {
+		if arrived.leave() {
+			err = r.a.limited(ctx, r.peer, limitArriving, time.Second, "requests take too much memory, and those of this host the most of it")
+		}
+	}()
+	data, err := receive(ctx, stream, arrived)
+	if errors.Is(err, errMessage) {
+		return r.a.limited(ctx, r.peer, limitMessage, 0, "%v", err)
+	}
+	if err != nil {
 		return err
 	}
-	if g.excess != nil {
-		return r.a.limited(ctx, r.peer, limitFields, 0, "%v", g.excess)
+	if err := decode(data, req); errors.Is(err, errFields) {
+		return r.a.limited(ctx, r.peer, limitFields, 0, "%v", err)
+	} else if err != nil {
+		return err
 	}
-	if m, ok := req.(proto.Message); ok {
-		r.incoming.shrink(int64(proto.Size(m)))
-	}
+	r.incoming.shrink(int64(len(data)))
 	r.running, err = r.a.limits.running.enter(ctx, r.peer, 1)
 	return err
+}
+
+// receive reads a request's pieces until there are no more, or ctx ends. gRPC
+// gives up reading only with the stream, which ends when the call does.
+func receive(ctx context.Context, stream grpc.ServerStream, arrived *request) ([]byte, error) {
+	type result struct {
+		data []byte
+		err  error
+	}
+	came := make(chan result, 1)
+	go func() {
+		data, err := receiveAll(stream, arrived)
+		came <- result{data, err}
+	}()
+	select {
+	case r := <-came:
+		return r.data, r.err
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+func receiveAll(stream grpc.ServerStream, arrived *request) ([]byte, error) {
+	var p pieces
+	for {
+		before := len(p.data)
+		err := stream.RecvMsg(&p)
+		if errors.Is(err, io.EOF) {
+			return p.data, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(p.data) > MaxMessage {
+			return nil, errMessage
+		}
+		if !arrived.grow(int64(len(p.data) - before)) {
+			return nil, context.Canceled
+		}
+	}
 }
 
 func (r *room) leave() {

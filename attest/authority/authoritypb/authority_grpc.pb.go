@@ -4,6 +4,10 @@
 // closes the attempt. The authority checks, counts and signs; nothing in this
 // protocol lets a host hand over a statement or a digest to be signed as such.
 //
+// A request of more than 16 KiB is cut into pieces of at most so many bytes, each
+// sent as a message of its own: as the methods were streams of bytes. The
+// authority would have to keep a message as the peer's frames cut it.
+//
 // Codes of refusals:
 //   PERMISSION_DENIED    security: evidence contradicts itself, GitLab, or what
 //                        was acknowledged before. Never try again.

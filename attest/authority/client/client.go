@@ -28,12 +28,8 @@ import (
 )
 
 // MaxMessage bounds each request and answer in bytes. Lines to be appended must
-// be divided so that they fit.
-const MaxMessage = 16 << 20
-
-// AppendBytes is how many bytes of lines to put into one Append: two lines of
-// the record's greatest length fit, and MaxMessage is far.
-const AppendBytes = 8 << 20
+// be divided so that they fit: one of the record's greatest length does.
+const MaxMessage = 5 << 20
 
 // Dial connects to the authority's unix socket. It does not wait for the
 // authority to be there: calls made while it is not answer UNAVAILABLE, unless
@@ -105,7 +101,7 @@ func options() []grpc.DialOption {
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithUnaryInterceptor(patiently),
+		grpc.WithChainUnaryInterceptor(patiently, InPieces),
 	}
 }
 
