@@ -11,9 +11,10 @@ import (
 const (
 	gitattributes = ".gitattributes"
 
-	maxAttributes = 1 << 20  // bytes of one .gitattributes
-	maxAttrLine   = 2 << 10  // bytes of one line; git ignores longer ones
-	maxAttrWork   = 32 << 20 // patterns compared with paths in one verification
+	maxAttributes = 1 << 20 // bytes of all .gitattributes of one verification
+	maxAttrLine   = 2 << 10 // bytes of one line; git ignores longer ones
+	maxAttrSets   = 1 << 18 // values of all lines, with what macros stand for
+	maxAttrWork   = 1 << 34 // bytes of patterns times bytes of the paths that they are compared with
 )
 
 // errAttributes says that a file of attributes cannot be read as git reads it.
@@ -23,12 +24,22 @@ var errAttributes = errors.New("attributes that are not understood")
 // An attrRule is one line of a .gitattributes file.
 type attrRule struct {
 	pattern *regexp.Regexp
+	size    int  // of the pattern, in bytes
 	base    bool // of the last component alone
 	sets    []attrSet
 }
 
 // An attrSet gives one attribute a value: "true", "false", "" for none, or text.
 type attrSet struct{ name, value string }
+
+// attrLimits are what is left of the bounds of one verification. A macro can
+// stand for others, and so on: a few lines can stand for more than there is memory.
+type attrLimits struct {
+	text, sets int
+	work       int64
+}
+
+var allAttributes = attrLimits{maxAttributes, maxAttrSets, maxAttrWork}
 
 // An attrDir is a directory of a commit with the rules in it.
 type attrDir struct {
@@ -48,10 +59,10 @@ func (c *comparison) attributesOf(ctx context.Context, rel string) (map[string]s
 		if err != nil {
 			return nil, err
 		}
-		if c.attrWork += len(d.rules); c.attrWork > maxAttrWork {
-			return nil, errAttributes
-		}
 		for _, r := range d.rules {
+			if c.attrs.work -= int64(r.size) * int64(len(rest)); c.attrs.work < 0 || ctx.Err() != nil {
+				return nil, errAttributes
+			}
 			r.apply(rest, out)
 		}
 		next, below, ok := strings.Cut(rest, "/")
@@ -107,11 +118,12 @@ func (c *comparison) attrDir(ctx context.Context, rel string) (*attrDir, error) 
 		if e.name != gitattributes || e.mode != modeFile && e.mode != modeExecutable {
 			continue
 		}
-		text, err := c.store.read(ctx, e.id, kindBlob, maxAttributes)
+		text, err := c.store.read(ctx, e.id, kindBlob, int64(c.attrs.text))
 		if err != nil {
 			return nil, err
 		}
-		if d.rules, err = parseAttributes(string(text), rel == "", c.super.macros); err != nil {
+		c.attrs.text -= len(text)
+		if d.rules, err = parseAttributes(string(text), rel == "", c.super.macros, &c.attrs); err != nil {
 			return nil, err
 		}
 	}
@@ -124,7 +136,7 @@ func (c *comparison) attrDir(ctx context.Context, rel string) (*attrDir, error) 
 
 // parseAttributes reads a .gitattributes file. Macros are defined in the root
 // alone.
-func parseAttributes(text string, root bool, macros map[string][]attrSet) ([]attrRule, error) {
+func parseAttributes(text string, root bool, macros map[string][]attrSet, left *attrLimits) ([]attrRule, error) {
 	var out []attrRule
 	for line := range strings.Lines(strings.TrimPrefix(text, "\ufeff")) {
 		line = strings.Trim(line, " \t\r\n")
@@ -133,17 +145,17 @@ func parseAttributes(text string, root bool, macros map[string][]attrSet) ([]att
 		}
 		words := strings.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == '\t' || r == '\r' })
 		name, macro := strings.CutPrefix(words[0], "[attr]")
-		sets, err := parseSets(words[1:], macros)
+		sets, err := parseSets(words[1:], macros, left)
 		switch {
 		case err != nil || words[0][0] == '"':
 			return nil, errAttributes
 		case macro && root:
 			macros[name] = sets
 			continue
-		case macro || words[0][0] == '!': // git ignores these
+		case macro || words[0][0] == '!', len(sets) == 0: // nothing comes of these
 			continue
 		}
-		r := attrRule{sets: sets}
+		r := attrRule{size: len(words[0]), sets: sets}
 		var matches bool
 		if r.pattern, r.base, matches, err = attrPattern(words[0]); err != nil {
 			return nil, err
@@ -159,7 +171,7 @@ var attrName = regexp.MustCompile(`^[A-Za-z0-9_.][A-Za-z0-9_.-]*$`)
 
 // parseSets reads what follows a pattern. A macro counts for itself and, when it
 // is set, for what it stands for.
-func parseSets(words []string, macros map[string][]attrSet) ([]attrSet, error) {
+func parseSets(words []string, macros map[string][]attrSet, left *attrLimits) ([]attrSet, error) {
 	var out []attrSet
 	for _, w := range words {
 		s := attrSet{w, "true"}
@@ -176,10 +188,14 @@ func parseSets(words []string, macros map[string][]attrSet) ([]attrSet, error) {
 		if !attrName.MatchString(s.name) {
 			return nil, errAttributes
 		}
-		out = append(out, s)
+		more := []attrSet(nil)
 		if s.value == "true" {
-			out = append(out, macros[s.name]...)
+			more = macros[s.name]
 		}
+		if left.sets -= 1 + len(more); left.sets < 0 {
+			return nil, errAttributes
+		}
+		out = append(append(out, s), more...)
 	}
 	return out, nil
 }

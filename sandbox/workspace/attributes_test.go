@@ -2,6 +2,7 @@ package workspace
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -121,7 +122,7 @@ func TestAttrPattern(t *testing.T) {
 		hit := func(rel string) bool {
 			out := map[string]string{}
 			if matches {
-				attrRule{re, base, []attrSet{{"x", "true"}}}.apply(rel, out)
+				attrRule{re, len(pattern), base, []attrSet{{"x", "true"}}}.apply(rel, out)
 			}
 			return out["x"] == "true"
 		}
@@ -143,12 +144,77 @@ func TestAttrPattern(t *testing.T) {
 	}
 }
 
+// A few lines of macros that stand for macros must not become gigabytes.
+func TestMacrosAreNoBomb(t *testing.T) {
+	macros := "[attr]m0 ident\n"
+	for i := range 8 {
+		macros += fmt.Sprintf("[attr]m%d%s\n", i+1, strings.Repeat(fmt.Sprintf(" m%d", i), 512))
+	}
+	left := allAttributes
+	if rules, err := parseAttributes(macros+"* m8\n", true, map[string][]attrSet{}, &left); err == nil {
+		t.Errorf("%d rules", len(rules))
+	}
+	left = allAttributes
+	if rules, err := parseAttributes(strings.Repeat("x\n", maxAttributes/2), true, nil, &left); err != nil || len(rules) != 0 {
+		t.Errorf("%d rules that say nothing, %v", len(rules), err)
+	}
+}
+
+// One small blob can be the attributes of many directories, and what is kept of
+// each counts.
+func TestAttributesAreBoundedTogether(t *testing.T) {
+	from := publicDir(t)
+	run(t, from, "git", "init", "-q", ".")
+	const text = "* eol=crlf\n"
+	for i := range 3 {
+		mustWrite(t, fmt.Sprintf("%s/%d/.gitattributes", from, i), text)
+	}
+	run(t, from, "git", "add", ".")
+	run(t, from, "git", "commit", "-q", "-m", "x")
+	dir, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	alg := mustAlgorithm(t, "sha1")
+	tree, err := alg.parseID(run(t, from, "git", "rev-parse", "HEAD^{tree}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		left attrLimits
+		good int
+	}{
+		"text": {attrLimits{2 * len(text), 100, 1 << 20}, 2},
+		"sets": {attrLimits{1 << 10, 2, 1 << 20}, 2},
+		"work": {attrLimits{1 << 10, 100, 2 * int64(len("*")*len("f"))}, 2},
+		"none": {allAttributes, 3},
+	} {
+		store := newObjectStore(alg)
+		defer store.close()
+		if err := store.add(int(dir.Fd()), ".git/objects"); err != nil {
+			t.Fatal(err)
+		}
+		all := comparison{store: store, super: &repository{tree: tree}, attrs: c.left}
+		good := 0
+		for i := range 3 {
+			if got, err := all.attributesOf(t.Context(), fmt.Sprintf("%d/f", i)); err == nil && got["eol"] == "crlf" {
+				good++
+			}
+		}
+		if good != c.good {
+			t.Errorf("%s: %d directories were read, want %d", name, good, c.good)
+		}
+	}
+}
+
 func FuzzAttributes(f *testing.F) {
 	f.Add("[attr]dos text eol=crlf\n*.bat dos\n", "a/b.bat", []byte("one\n"))
 	f.Add("*.txt ident working-tree-encoding=UTF-16\n", "x.txt", []byte("$Id$ $Id: a $"))
 	f.Fuzz(func(t *testing.T, text, rel string, blob []byte) {
 		macros := map[string][]attrSet{}
-		rules, err := parseAttributes(text, true, macros)
+		left := allAttributes
+		rules, err := parseAttributes(text, true, macros, &left)
 		if err != nil {
 			return
 		}

@@ -99,7 +99,7 @@ func verify(ctx context.Context, alg algorithm, project int, commit objectID, ur
 		return nil
 	}
 	src.Tree = tree.String()
-	c := comparison{store: store, project: project, super: &repository{tree: tree, url: url}}
+	c := comparison{store: store, project: project, super: &repository{tree: tree, url: url}, attrs: allAttributes}
 	if top.id != tree || top.impure {
 		if err := c.compare(ctx, top, tree, ""); err != nil && !errors.Is(err, errEnough) {
 			return err
@@ -130,7 +130,7 @@ type comparison struct {
 
 	submodules []record.Submodule
 	names      int // bytes of theirs
-	attrWork   int
+	attrs      attrLimits
 
 	lfs, converted, checkedOut, leftOut int
 	more                                bool
