@@ -456,7 +456,7 @@ func (m matcher) same(ctx context.Context, rel string, content io.Reader, size i
 // ofSize lists the sealed files of one size.
 func (m matcher) ofSize(ctx context.Context, size int64) ([]string, error) {
 	var out []string
-	left := maxEntries
+	left := searchLimits{maxEntries, maxPaths, maxCandidates}
 	queue := []string{""}
 	for len(queue) > 0 {
 		rel := queue[len(queue)-1]
@@ -471,21 +471,21 @@ func (m matcher) ofSize(ctx context.Context, size int64) ([]string, error) {
 			return nil, err
 		}
 		queue, out = append(queue, below...), append(out, found...)
-		if len(out) > maxCandidates {
-			return nil, refuse("more than %d files of the size of the artifact", maxCandidates)
-		}
 	}
 	return out, nil
 }
 
+// searchLimits are what is left of the bounds of a search.
+type searchLimits struct{ entries, paths, candidates int }
+
 // listOfSize returns a directory's subdirectories and its files of one size.
-func listOfSize(ctx context.Context, dir *os.File, rel string, size int64, left *int) (below, found []string, err error) {
+func listOfSize(ctx context.Context, dir *os.File, rel string, size int64, left *searchLimits) (below, found []string, err error) {
 	for {
 		names, err := dir.Readdirnames(1024)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, nil, sealedError(err)
 		}
-		if *left -= len(names); *left < 0 {
+		if left.entries -= len(names); left.entries < 0 {
 			return nil, nil, refuse("more than %d files and directories", maxEntries)
 		}
 		for _, name := range names {
@@ -496,8 +496,14 @@ func listOfSize(ctx context.Context, dir *os.File, rel string, size int64, left 
 			}
 			switch kind := kindOfStat(st); {
 			case kind == kindDirectory:
+				if left.paths -= len(full); left.paths < 0 {
+					return nil, nil, errPaths()
+				}
 				below = append(below, full)
 			case kind == kindFile && st.Size == size && checkName(full) == nil:
+				if left.candidates--; left.candidates < 0 {
+					return nil, nil, refuse("more than %d files of the size of the artifact", maxCandidates)
+				}
 				found = append(found, full)
 			}
 		}

@@ -689,6 +689,26 @@ func TestMatchRawIsNoEndlessWork(t *testing.T) {
 	}
 }
 
+func TestMatchRawBoundsItsSearch(t *testing.T) {
+	for name, fill := range map[string]func(t *testing.T, project string){
+		"long paths": makeLong,
+		"many files": func(t *testing.T, project string) {
+			for i := range maxCandidates + 1 {
+				mustWrite(t, fmt.Sprintf("%s/%d", project, i), "x")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := sealed(t, func(_ testing.TB, project string) { fill(t, project) })
+			got, err := w.match(t, []byte("y"), "raw", "report")
+			var user *sandbox.UserError
+			if !errors.As(err, &user) {
+				t.Errorf("%+v, %v; want an error of the job's", got, err)
+			}
+		})
+	}
+}
+
 func TestMatchNeedsASeal(t *testing.T) {
 	w := newWorkspace(t)
 	simpleTreeIn := w.host(projectDir)

@@ -19,10 +19,11 @@ import (
 
 // Bounds on a work tree. Beyond them a job is told so, and not verified.
 const (
-	maxEntries = 2 << 20  // files and directories
-	maxDepth   = 1024     // directories below each other; git's own paths end at 4096 bytes
-	maxFile    = 64 << 30 // bytes of one file
-	maxBytes   = 1 << 40  // bytes of all files
+	maxEntries = 2 << 20   // files and directories
+	maxDepth   = 1024      // directories below each other; git's own paths end at 4096 bytes
+	maxFile    = 64 << 30  // bytes of one file
+	maxBytes   = 1 << 40   // bytes of all files
+	maxPaths   = 256 << 20 // bytes of the paths of all directories
 )
 
 // How files are handed to workers.
@@ -61,6 +62,7 @@ type scanner struct {
 	entries int64
 	files   int64
 	bytes   int64
+	paths   int64
 	err     error
 }
 
@@ -201,6 +203,9 @@ func (s *scanner) list(j scanJob, dir *os.File) error {
 			j.dir.children = append(j.dir.children, n)
 			switch {
 			case n.directory():
+				if err := s.descend(int64(len(j.rel) + 1 + len(name))); err != nil {
+					return err
+				}
 				below = append(below, scanJob{dir: n, rel: path.Join(j.rel, name), depth: j.depth + 1})
 			case n.mode == modeFile || n.mode == modeExecutable:
 				batch, batched = append(batch, n), batched+n.size
@@ -234,6 +239,19 @@ func (s *scanner) count(names int64) error {
 	}
 	return nil
 }
+
+// descend counts a path that is kept: with names of 255 bytes, a thousand deep, a
+// few directories would take gigabytes.
+func (s *scanner) descend(bytes int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.paths += bytes; s.paths > maxPaths {
+		return errPaths()
+	}
+	return nil
+}
+
+func errPaths() error { return refuse("paths of directories of more than %d bytes in all", maxPaths) }
 
 // look makes the node of one entry; none for the repository itself.
 func (s *scanner) look(j scanJob, dir int, name string) (*node, error) {

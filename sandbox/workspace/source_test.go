@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -349,6 +350,7 @@ func TestVerifySourceRefusesTreesBeyondItsLimits(t *testing.T) {
 	for name, bend := range map[string]func(t *testing.T, project string){
 		"five terabytes of holes": func(t *testing.T, p string) { sparse(t, p+"/f", 5<<40) },
 		"too deep":                func(t *testing.T, p string) { makeDeep(t, p+"/d", maxDepth+1) },
+		"too long in all":         makeLong,
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorkspace(t)
@@ -360,6 +362,34 @@ func TestVerifySourceRefusesTreesBeyondItsLimits(t *testing.T) {
 				t.Errorf("VerifySource: %v, want an error of the job's with a hint", err)
 			}
 		})
+	}
+}
+
+// makeLong makes few directories whose paths take more than maxPaths.
+func makeLong(t *testing.T, top string) {
+	t.Helper()
+	const depth = 800
+	fd, err := unix.Open(top, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.Repeat("n", 255)
+	for range depth {
+		if err := unix.Mkdirat(fd, name, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		next, err := unix.Openat(fd, name, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		unix.Close(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd = next
+	}
+	defer unix.Close(fd)
+	for i := range maxPaths/(depth*len(name)) + 1 {
+		if err := unix.Mkdirat(fd, strconv.Itoa(i), 0o777); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

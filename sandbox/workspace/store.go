@@ -18,14 +18,15 @@ import (
 
 // Bounds on reading a job-written object store.
 const (
-	maxCommit    = 16 << 20 // bytes of one commit object
-	maxTree      = 64 << 20 // bytes of one tree object
-	maxPointer   = 1 << 10  // bytes of a Git LFS pointer, by its specification
-	maxText      = 4 << 20  // bytes of a blob that is compared for line endings
-	maxPacks     = 1024     // packfiles of one store, open at once
-	maxModules   = 1024     // object stores of submodules
-	maxModuleDir = 1 << 16  // directories looked at to find them
-	maxInflated  = 8 << 30  // bytes inflated for one verification
+	maxCommit     = 16 << 20 // bytes of one commit object
+	maxTree       = 64 << 20 // bytes of one tree object
+	maxPointer    = 1 << 10  // bytes of a Git LFS pointer, by its specification
+	maxText       = 4 << 20  // bytes of a blob that is compared for line endings
+	maxPacks      = 1024     // packfiles of one store, open at once
+	maxModules    = 1024     // object stores of submodules
+	maxModuleDir  = 1 << 16  // directories looked at to find them
+	maxModulePath = 1 << 10  // bytes of the path of one
+	maxInflated   = 8 << 30  // bytes inflated for one verification
 )
 
 var errNotFound = errors.New("object not found")
@@ -330,6 +331,9 @@ func (s *objectStore) addModules(root int) error {
 		}
 		if err != nil {
 			return err
+		}
+		if len(rel) > maxModulePath {
+			return fmt.Errorf("a directory of submodules whose path has more than %d bytes", maxModulePath)
 		}
 		names, err := subdirectories(dir)
 		dir.Close()
