@@ -106,14 +106,11 @@ func (c *comparison) attrDir(ctx context.Context, rel string) (*attrDir, error) 
 			}
 		}
 	}
-	data, err := c.store.read(ctx, tree, kindTree, maxTree)
+	entries, err := c.readTree(ctx, tree)
 	if err != nil {
 		return nil, err
 	}
-	d := &attrDir{}
-	if d.entries, err = parseTree(c.store.alg, data); err != nil {
-		return nil, err
-	}
+	d := &attrDir{entries: entries}
 	for _, e := range d.entries {
 		if e.name != gitattributes || e.mode != modeFile && e.mode != modeExecutable {
 			continue

@@ -195,7 +195,7 @@ func TestAttributesAreBoundedTogether(t *testing.T) {
 		if err := store.add(int(dir.Fd()), ".git/objects"); err != nil {
 			t.Fatal(err)
 		}
-		all := comparison{store: store, super: &repository{tree: tree}, attrs: c.left}
+		all := comparison{store: store, super: &repository{tree: tree}, attrs: c.left, trees: maxTrees}
 		good := 0
 		for i := range 3 {
 			if got, err := all.attributesOf(t.Context(), fmt.Sprintf("%d/f", i)); err == nil && got["eol"] == "crlf" {

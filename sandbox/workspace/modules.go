@@ -50,11 +50,7 @@ func (c *comparison) urlOf(ctx context.Context, rel string) string {
 
 // textOf reads a regular file in a tree's root.
 func (c *comparison) textOf(ctx context.Context, tree objectID, name string) ([]byte, error) {
-	data, err := c.store.read(ctx, tree, kindTree, maxTree)
-	if err != nil {
-		return nil, err
-	}
-	entries, err := parseTree(c.store.alg, data)
+	entries, err := c.readTree(ctx, tree)
 	if err != nil {
 		return nil, err
 	}

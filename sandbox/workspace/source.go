@@ -99,7 +99,7 @@ func verify(ctx context.Context, alg algorithm, project int, commit objectID, ur
 		return nil
 	}
 	src.Tree = tree.String()
-	c := comparison{store: store, project: project, super: &repository{tree: tree, url: url}, attrs: allAttributes}
+	c := comparison{store: store, project: project, super: &repository{tree: tree, url: url}, attrs: allAttributes, trees: maxTrees}
 	if top.id != tree || top.impure {
 		if err := c.compare(ctx, top, tree, ""); err != nil && !errors.Is(err, errEnough) {
 			return err
@@ -131,6 +131,7 @@ type comparison struct {
 	submodules []record.Submodule
 	names      int // bytes of theirs
 	attrs      attrLimits
+	trees      int64 // bytes of trees that may still be read
 
 	lfs, converted, checkedOut, leftOut int
 	more                                bool
@@ -166,14 +167,10 @@ func (c *comparison) differ(what, rel string) error {
 // compare looks at one directory that is not equal to its tree as it stands.
 // A git tree is a tree of hashes, so the descent ends.
 func (c *comparison) compare(ctx context.Context, dir *node, tree objectID, rel string) error {
-	data, err := c.store.read(ctx, tree, kindTree, maxTree)
+	entries, err := c.readTree(ctx, tree)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if err != nil {
-		return c.differ("unknown", rel+"/: "+err.Error())
-	}
-	entries, err := parseTree(c.store.alg, data)
 	if err != nil {
 		return c.differ("unknown", rel+"/: "+err.Error())
 	}
@@ -196,6 +193,17 @@ func (c *comparison) compare(ctx context.Context, dir *node, tree objectID, rel 
 		}
 	}
 	return nil
+}
+
+// readTree reads a tree of the commit's. Those of the directories above are held
+// meanwhile, so all count together.
+func (c *comparison) readTree(ctx context.Context, id objectID) ([]treeEntry, error) {
+	data, err := c.store.read(ctx, id, kindTree, min(maxTree, c.trees))
+	if err != nil {
+		return nil, err
+	}
+	c.trees -= int64(len(data))
+	return parseTree(c.store.alg, data)
 }
 
 func (c *comparison) extra(n *node, rel string) error {

@@ -233,6 +233,38 @@ func TestVerifySourceWithoutTrees(t *testing.T) {
 	}
 }
 
+// The trees above one that is compared are held, and a repository can nest large
+// ones.
+func TestTreesAreBoundedTogether(t *testing.T) {
+	alg := mustAlgorithm(t, "sha1")
+	pack := newPackWriter(alg)
+	add := func(data []byte) objectID {
+		id, err := alg.id(kindTree, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pack.add(id, 2, int64(len(data)), nil, deflated(data))
+		return id
+	}
+	blob := objectID(strings.Repeat("\x11", alg.size))
+	tree := add(appendTreeEntry(nil, modeFile, "f", blob))
+	dir := &node{mode: modeTree, children: []*node{{name: "f", mode: modeFile, id: blob}}}
+	size := 0
+	for range 10 {
+		data := appendTreeEntry(nil, modeTree, "d", tree)
+		tree, size = add(data), size+len(data)
+		dir = &node{mode: modeTree, children: []*node{{name: "d", mode: modeTree, impure: true, children: dir.children}}}
+	}
+	size += len(appendTreeEntry(nil, modeFile, "f", blob))
+	store := pack.store(t)
+	for left, want := range map[int]int{size: 0, size - 1: 1} {
+		c := comparison{store: store, super: &repository{tree: tree}, trees: int64(left)}
+		if err := c.compare(t.Context(), dir, tree, ""); err != nil || len(c.differs) != want {
+			t.Errorf("%d bytes of trees: %q, %v; want %d differences", left, c.differs, err, want)
+		}
+	}
+}
+
 func TestVerifySourceSubmodules(t *testing.T) {
 	for _, format := range []string{"sha1", "sha256"} {
 		inner, _ := upstream(t, format)

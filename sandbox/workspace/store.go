@@ -18,15 +18,16 @@ import (
 
 // Bounds on reading a job-written object store.
 const (
-	maxCommit     = 16 << 20 // bytes of one commit object
-	maxTree       = 64 << 20 // bytes of one tree object
-	maxPointer    = 1 << 10  // bytes of a Git LFS pointer, by its specification
-	maxText       = 4 << 20  // bytes of a blob that is compared for line endings
-	maxPacks      = 1024     // packfiles of one store, open at once
-	maxModules    = 1024     // object stores of submodules
-	maxModuleDir  = 1 << 16  // directories looked at to find them
-	maxModulePath = 1 << 10  // bytes of the path of one
-	maxInflated   = 8 << 30  // bytes inflated for one verification
+	maxCommit     = 16 << 20  // bytes of one commit object
+	maxTree       = 64 << 20  // bytes of one tree object
+	maxTrees      = 256 << 20 // bytes of all trees that differ from the work tree
+	maxPointer    = 1 << 10   // bytes of a Git LFS pointer, by its specification
+	maxText       = 4 << 20   // bytes of a blob that is compared for line endings
+	maxPacks      = 1024      // packfiles of one store, open at once
+	maxModules    = 1024      // object stores of submodules
+	maxModuleDir  = 1 << 16   // directories looked at to find them
+	maxModulePath = 1 << 10   // bytes of the path of one
+	maxInflated   = 8 << 30   // bytes inflated for one verification
 )
 
 var errNotFound = errors.New("object not found")
