@@ -16,6 +16,7 @@ require (
 	github.com/containerd/platforms v1.0.0-rc.5 // names of platforms as containerd has them
 	github.com/digitorus/timestamp v0.0.0-20231217203849-220c5c2851b7 // RFC 3161, as Sigstore's own timestamp authority uses it
 	github.com/go-jose/go-jose/v4 v4.1.9 // signatures of GitLab's ID tokens
+	github.com/google/certificate-transparency-go v1.3.3 // signed certificate timestamps, as sigstore-go has it
 	github.com/google/go-cmp v0.7.0 // tests
 	github.com/google/go-containerregistry v0.22.1 // names, manifests and registries of images
 	github.com/google/nftables v0.3.0 // the steering rule inside a job's network namespace
@@ -101,7 +102,6 @@ require (
 	github.com/go-viper/mapstructure/v2 v2.5.0 // indirect
 	github.com/gogo/protobuf v1.3.2 // indirect
 	github.com/golang/groupcache v0.0.0-20241129210726-2c02b8208cf8 // indirect
-	github.com/google/certificate-transparency-go v1.3.3 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.29.0 // indirect
 	github.com/hashicorp/golang-lru/v2 v2.0.7 // indirect

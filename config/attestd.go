@@ -62,6 +62,8 @@ type Attestd struct {
 	// TrustedRoot is a trusted root in Sigstore's JSON, of the Fulcio, timestamp
 	// authority and log that are named by URL. Default "": none is. A writer of the
 	// file can have other services believed; it is part of what readers are told to trust.
+	// Where it has certificate transparency logs, one of them must have promised to
+	// list each certificate of that Fulcio; where it has none, nobody need have.
 	TrustedRoot string `toml:"trusted_root"`
 	// BuilderURI is the builder id without its last part, the profile;
 	// required. Verifiers compare it byte for byte. A writer of this field can

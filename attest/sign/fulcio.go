@@ -165,7 +165,11 @@ func (f *fulcioClient) check(leaf *x509.Certificate, once *ecdsa.PublicKey, now 
 	if at.Sub(now) > maxSkew {
 		return fmt.Errorf("it starts at %s, and it is %s here", leaf.NotBefore.UTC().Format(time.RFC3339), now.Format(time.RFC3339))
 	}
-	return f.trusted.certificate(leaf, at)
+	chain, err := f.trusted.certificate(leaf, at)
+	if err != nil {
+		return err
+	}
+	return f.trusted.logged(chain)
 }
 
 // maxSkew is how far the clocks of outside services may be from ours.

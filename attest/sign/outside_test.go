@@ -74,7 +74,9 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 
 func certificate(t testing.TB, template, parent *x509.Certificate, pub any, k crypto.Signer) *x509.Certificate {
 	t.Helper()
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	if template.SerialNumber == nil {
+		template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	}
 	if template.NotBefore.IsZero() {
 		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 	}
@@ -118,10 +120,11 @@ type fakeFulcio struct {
 	t        testing.TB
 	token    string
 	requests atomic.Int64
-	template func(*x509.Certificate)                           // changes the certificate
-	key      func(*ecdsa.PublicKey) *ecdsa.PublicKey           // and its key
-	answer   func(w http.ResponseWriter, r *http.Request) bool // answers in its place
-	body     func(string) string                               // changes the JSON
+	template func(*x509.Certificate)                                // changes the certificate
+	key      func(*ecdsa.PublicKey) *ecdsa.PublicKey                // and its key
+	promise  func(without, issuer *x509.Certificate) pkix.Extension // that it will be listed
+	answer   func(w http.ResponseWriter, r *http.Request) bool      // answers in its place
+	body     func(string) string                                    // changes the JSON
 }
 
 func (f *fakeFulcio) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -161,6 +164,10 @@ func (f *fakeFulcio) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		pub = f.key(pub)
 	}
 	c := certificate(f.t, template, f.root, pub, f.rootKey)
+	if f.promise != nil {
+		template.ExtraExtensions = append(template.ExtraExtensions, f.promise(c, f.root))
+		c = certificate(f.t, template, f.root, pub, f.rootKey)
+	}
 	chain := []string{
 		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})),
 		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.root.Raw})),

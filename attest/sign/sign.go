@@ -313,7 +313,7 @@ func (r *ring) check(leaf *x509.Certificate, digest, signature, token []byte) er
 	if err != nil {
 		return fmt.Errorf("timestamp: %w", err)
 	}
-	if err := r.verifier.certificate(leaf, at); err != nil {
+	if _, err := r.verifier.certificate(leaf, at); err != nil {
 		return fmt.Errorf("certificate: %w", err)
 	}
 	return nil

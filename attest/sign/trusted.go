@@ -122,7 +122,10 @@ func (a authority) trustedAt(t time.Time) bool {
 func (a authority) root() *x509.Certificate { return a.chain[len(a.chain)-1] }
 
 // A verifier checks what was signed, here or elsewhere, as readers will.
-type verifier struct{ certificates, timestamps []authority }
+type verifier struct {
+	certificates, timestamps []authority
+	ctLogs                   []ctLog
+}
 
 func newVerifier(root *trustpb.TrustedRoot) (*verifier, error) {
 	cas, err := parseAuthorities(root.GetCertificateAuthorities())
@@ -133,12 +136,16 @@ func newVerifier(root *trustpb.TrustedRoot) (*verifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("timestamp authorities: %w", err)
 	}
-	return &verifier{cas, tsas}, nil
+	logs, err := parseCTLogs(root.GetCtlogs())
+	if err != nil {
+		return nil, fmt.Errorf("certificate transparency: %w", err)
+	}
+	return &verifier{cas, tsas, logs}, nil
 }
 
 // certificate wants a chain for code signing to an authority that is trusted at
-// that time.
-func (v *verifier) certificate(leaf *x509.Certificate, at time.Time) error {
+// that time, and answers it.
+func (v *verifier) certificate(leaf *x509.Certificate, at time.Time) ([]*x509.Certificate, error) {
 	err := fmt.Errorf("no certificate authority in the trusted root is trusted at %s", at.Format(time.RFC3339))
 	for _, a := range v.certificates {
 		if !a.trustedAt(at) {
@@ -149,13 +156,14 @@ func (v *verifier) certificate(leaf *x509.Certificate, at time.Time) error {
 		for _, c := range a.chain[:len(a.chain)-1] {
 			between.AddCert(c)
 		}
-		if _, err = leaf.Verify(x509.VerifyOptions{
+		chains, bad := leaf.Verify(x509.VerifyOptions{
 			Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
-		}); err == nil {
-			return nil
+		})
+		if err = bad; err == nil {
+			return chains[0], nil
 		}
 	}
-	return err
+	return nil, err
 }
 
 // timestamp wants a token over the signature from an authority that was trusted
