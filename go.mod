@@ -35,7 +35,7 @@ require (
 	github.com/sirupsen/logrus v1.10.2 // behind containerd/log
 	github.com/spf13/cobra v1.10.2 // the auditor's command line; linked by hallmark alone
 	github.com/theupdateframework/go-tuf/v2 v2.4.2 // tests: the TUF repository of a Sigstore
-	github.com/transparency-dev/formats v0.1.1 // tests: the signatures of witnesses
+	github.com/transparency-dev/formats v0.1.1 // the signatures of witnesses
 	github.com/transparency-dev/merkle v0.0.2 // proofs of inclusion and consistency
 	github.com/transparency-dev/tessera v1.0.4 // the transparency log: tiles, batches, witnesses
 	github.com/vishvananda/netlink v1.3.1 // links and routes of a job's network namespace

@@ -73,6 +73,8 @@ type Policy struct {
 	Issuer            string        `toml:"issuer"`
 	Signers           []Pair        `toml:"signers"`
 	MinLogs           int           `toml:"min_logs"`
+	Witnesses         []string      `toml:"witnesses,oneormore"`
+	MinWitnesses      int           `toml:"min_witnesses"` // of each log that counts
 	Source            []string      `toml:"source,oneormore"`
 	Ref               []string      `toml:"ref,oneormore"`
 	RequireProtected  bool          `toml:"require_protected"`
@@ -193,6 +195,7 @@ func (p *Policy) check(doc *tomlfile.Document) {
 	if doc.Has("min_logs") && (p.MinLogs < 0 || p.MinLogs > mostLogs) {
 		doc.Report("min_logs", "0 asks for none; leave the key away for one where the trusted root names any", "%d: want 0 to %d", p.MinLogs, mostLogs)
 	}
+	p.checkWitnesses(doc)
 	required(doc, "source", p.Source, `as source = "https://gitlab.example.com/group/project.git"`)
 	for i, source := range p.Source {
 		checkURL(doc, at(doc, "source", i), source)
@@ -409,10 +412,14 @@ func (p Policy) SignersOf(builderID string) []Signer {
 }
 
 // LogsAsked is how many transparency logs must have a signature, under a
-// trusted root that names so many of them.
+// trusted root that names so many of them. Witnesses are of a log: who asks for
+// them asks for one.
 func (p Policy) LogsAsked(trusted int) int {
-	if p.Line("min_logs") > 0 {
+	switch {
+	case p.Line("min_logs") > 0:
 		return p.MinLogs
+	case p.MinWitnesses > 0:
+		return 1
 	}
 	return min(trusted, 1)
 }

@@ -2,17 +2,20 @@ package policy
 
 import (
 	"errors"
+	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/mod/sumdb/note"
 
 	"hallmark.build/config/tomlfile"
 	"hallmark.build/integration/document"
@@ -27,7 +30,7 @@ ref = "refs/heads/main"
 // TestDocuments reads the policy that documents show, and what they add to it.
 func TestDocuments(t *testing.T) {
 	whole := marked(t, "policy")[0]
-	for _, b := range append(marked(t, "signers"), document.Block{}) {
+	for _, b := range slices.Concat(marked(t, "signers"), marked(t, "witnesses"), []document.Block{{}}) {
 		if _, err := ParseFile(whole.Document, []byte(whole.Text+b.Text)); err != nil {
 			t.Errorf("%v\n%s", err, whole.Text+b.Text)
 		}
@@ -53,6 +56,8 @@ func TestExample(t *testing.T) {
 		Issuer:            "https://ci.example.com/hallmark",
 		Signers:           []Pair{{"https://ci.example.com/hallmark/hermetic", "hallmark@ci.example.com", "https://login.example.com"}},
 		MinLogs:           1,
+		Witnesses:         []string{"witness.example.com+bc070de6+BIqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c"},
+		MinWitnesses:      1,
 		Source:            []string{"https://gitlab.example.com/acme/app.git"},
 		Ref:               []string{"refs/heads/main", "refs/tags/v*"},
 		RequireProtected:  true,
@@ -176,6 +181,16 @@ func TestRefused(t *testing.T) {
 		{"ages", minimal + "min_age = '2h'\nmax_age = '1h'\n", "p.toml:5:11: min_age: 2h0m0s is more than max_age, 1h0m0s: nothing can meet both", ""},
 		{"logs negative", minimal + "min_logs = -1\n", "p.toml:5:12: min_logs: -1: want 0 to 8", "0 asks for none; leave the key away for one where the trusted root names any"},
 		{"logs", minimal + "min_logs = 9\n", "p.toml:5:12: min_logs: 9: want 0 to 8", "0 asks for none; leave the key away for one where the trusted root names any"},
+		{"witness", witnessed(1, "witness.example.com"), `p.toml:5:14: witnesses[0]: "witness.example.com" is no key of a witness`, "the name, the key's hash and the key, as name+hash+key"},
+		{"witness of another hash", witnessed(1, strings.Replace(witness, "+bc", "+bd", 1)), `p.toml:5:14: witnesses[0]: "` + strings.Replace(witness, "+bc", "+bd", 1) + `" is no key of a witness`, "the name, the key's hash and the key, as name+hash+key"},
+		{"witness twice", witnessed(1, witness, witness), `p.toml:5:91: witnesses[1]: "` + witness + `" is there twice`, ""},
+		{"witness under two names", witnessed(1, witness, renamed), `p.toml:5:91: witnesses[1]: witness.example.com and renamed.example.com have the same key`, ""},
+		{"no witness", minimal + "witnesses = []\n", "p.toml:5:13: witnesses: must not be empty", "leave the key away to ask for none"},
+		{"witnesses of nobody", minimal + "min_witnesses = 1\n", "p.toml: witnesses: required, but missing", `as witnesses = ["witness.example.com+bc070de6+BIqI…"]`},
+		{"witnesses for nothing", minimal + "witnesses = '" + witness + "'\n", "p.toml: min_witnesses: 0: want 1 to 1, as many as there are", "how many of them must have seen what a log published"},
+		{"more witnesses than there are", witnessed(2, witness), "p.toml:6:17: min_witnesses: 2: want 1 to 1, as many as there are", "how many of them must have seen what a log published"},
+		{"more witnesses than names", witnessed(2, witness, "witness.example.com+8c42feec+BIE5dw6ofRdfVqNUZsNMfszLjYqRtO43ol32D1uPybOU"), "p.toml:6:17: min_witnesses: 2: want 1 to 1, as many as there are", "how many of them must have seen what a log published"},
+		{"witnesses of no log", witnessed(1, witness) + "min_logs = 0\n", "p.toml:7:12: min_logs: 0 asks for no log, and there are no witnesses without one", "leave it away, or the witnesses"},
 		{"signer of nothing", minimal + "[[signers]]\nidentity = 'a@b.example'\n", `p.toml: signers[0].builder_id: "" is not a builder that the policy accepts`, "one of builder_ids"},
 		{"signer of another builder", minimal + pair("https://ci.example.com/hallmark/Hermetic", "a@b.example"), `p.toml:6:14: signers[0].builder_id: "https://ci.example.com/hallmark/Hermetic" is not a builder that the policy accepts`, "one of builder_ids"},
 		{"signer without a name", minimal + "[[signers]]\nbuilder_id = 'https://ci.example.com/hallmark/hermetic'\n", `p.toml: signers[0].identity: "" is neither a URI nor a mail address`, `as "spiffe://example.com/hallmark" or "hallmark@example.com"`},
@@ -231,8 +246,39 @@ func TestSigners(t *testing.T) {
 	}
 }
 
+// A witness's key, and the same under another name.
+const (
+	witness = "witness.example.com+bc070de6+BIqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c"
+	renamed = "renamed.example.com+7e612d1a+BIqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c"
+)
+
+// witnessed is a policy that asks for so many of these witnesses.
+func witnessed(n int, keys ...string) string {
+	return fmt.Sprintf("%switnesses = ['%s']\nmin_witnesses = %d\n", minimal, strings.Join(keys, "', '"), n)
+}
+
+// TestWitnessKeys: a key of plain Ed25519, as logs name their witnesses by, is one
+// too.
+func TestWitnessKeys(t *testing.T) {
+	_, plain, err := note.GenerateKey(nil, "plain.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Parse([]byte(witnessed(2, witness, plain)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := p.WitnessKeys()
+	if err != nil || len(keys) != 2 || keys[0].Name() != "witness.example.com" || keys[1].Name() != "plain.example.com" {
+		t.Errorf("%v, %v", keys, err)
+	}
+}
+
 func TestLogsAsked(t *testing.T) {
-	for text, want := range map[string][3]int{"": {0, 1, 1}, "min_logs = 0\n": {0, 0, 0}, "min_logs = 2\n": {2, 2, 2}} {
+	asks := strings.TrimPrefix(witnessed(1, witness), minimal)
+	for text, want := range map[string][3]int{
+		"": {0, 1, 1}, "min_logs = 0\n": {0, 0, 0}, "min_logs = 2\n": {2, 2, 2}, asks: {1, 1, 1}, asks + "min_logs = 2\n": {2, 2, 2},
+	} {
 		p, err := Parse([]byte(minimal + text))
 		if err != nil {
 			t.Fatal(err)

@@ -17,7 +17,7 @@
 //	              times, for code signing, and names one identity, a URI
 //	              or a mail address, which is no CI job's
 //	log           every transparency log entry verifies, and as many logs have the
-//	              signature as the policy asks for
+//	              signature as the policy asks for, each seen by as many witnesses
 //	statement     in-toto v1, SLSA provenance v1, our build type, exactly
 //	builder       the statement's builder id is in the policy, and the certificate
 //	              is in its name, byte for byte, from the policy's issuer; or in
@@ -57,7 +57,15 @@
 // would leave it out. Every entry that is present must verify against a log in
 // the trusted root, asked for or not. Logs are counted by operator, or by name
 // where the trusted root names none; neither two entries nor two keys of one log
-// are two. Certificate transparency (SCTs) is not used: what a signer may be
+// are two.
+//
+// A policy can name witnesses, who cosign the checkpoints that extend what they saw
+// before, and ask for some of them. A log does not count then whose checkpoint
+// they have not cosigned: whoever stole its key could show each reader another. A
+// witness is one by its name, however many keys it has. A cosignature in the name
+// of one that does not verify fails the check, whether it is needed or not.
+//
+// Certificate transparency (SCTs) is not used: what a signer may be
 // called is the policy's to say.
 //
 // # Windows

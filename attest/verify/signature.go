@@ -174,15 +174,53 @@ func checkLog(b *parsedBundle, trusted *trust, pol policy.Policy, times []time.T
 		f.add("trusted     %s", cmp.Or(strings.Join(known, ", "), "none"))
 		return f.fail(pol.Line("min_logs"), "this signature is in %s", count(len(logs), "trusted log"))
 	}
-	return f.pass("this signature is in %s", strings.Join(logs, ", "))
+	seen, err := seenBy(f, logs, pol)
+	if err != nil {
+		return f.fail(0, "%s", oneLine(err))
+	}
+	if len(seen) < asked {
+		f.add("asked for   %d of %s", pol.MinWitnesses, count(len(pol.Witnesses), "witness key"))
+		return f.fail(pol.Line("min_witnesses"), "enough witnesses have seen this signature in %s", count(len(seen), "trusted log"))
+	}
+	return f.pass("this signature is in %s", strings.Join(seen, ", "))
 }
 
-// logsOf are the logs that a bundle has a good entry of, each of another
+// A logged entry is a good one, in words, with the checkpoint that proves it.
+type logged struct{ words, log, checkpoint string }
+
+// seenBy are, in words, those entries whose checkpoint as many witnesses have
+// cosigned as the policy asks for. All of them are, where it asks for none.
+func seenBy(f *finding, logs []logged, pol policy.Policy) ([]string, error) {
+	keys, err := pol.WitnessKeys()
+	if err != nil {
+		return nil, err
+	}
+	var seen []string
+	for _, l := range logs {
+		if pol.MinWitnesses == 0 {
+			seen = append(seen, l.words)
+			continue
+		}
+		by, err := witnessesOf(l.checkpoint, keys)
+		if err != nil {
+			return nil, err
+		}
+		names := strings.Join(by, ", ")
+		if len(by) < pol.MinWitnesses {
+			f.add("%s was seen by %s", l.log, cmp.Or(names, "none of them"))
+			continue
+		}
+		seen = append(seen, l.words+", seen by "+names)
+	}
+	return seen, nil
+}
+
+// logsOf are the entries of a bundle, each good and in a log of another
 // operator: neither two entries of one log, nor two keys of it, nor two logs of
 // the same people are two witnesses. A log's key must have been trusted when the
 // signature was made, which the library does not ask; a log may be younger by
 // what clocks differ.
-func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]string, error) {
+func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]logged, error) {
 	// The threshold counts keys, not entries: it can be met only if all
 	// entries verify and are of different keys.
 	if _, err := verify.VerifyTlogEntry(b.entity, trusted.TrustedRoot, b.logEntries, false); err != nil {
@@ -193,7 +231,10 @@ func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]s
 	if err != nil {
 		return nil, err
 	}
-	var logs, operators []string
+	var (
+		logs      []logged
+		operators []string
+	)
 	for _, entry := range entries {
 		log, ok := trusted.logs[hex.EncodeToString([]byte(entry.LogKeyID()))]
 		if !ok {
@@ -213,7 +254,10 @@ func logsOf(f *finding, b *parsedBundle, trusted *trust, times []time.Time) ([]s
 			f.add("%s", log.operator)
 			return nil, errors.New("two entries are in logs of one operator")
 		}
-		logs = append(logs, fmt.Sprintf("%s as entry %d", log.BaseURL, entry.LogIndex()))
+		logs = append(logs, logged{
+			words: fmt.Sprintf("%s as entry %d", log.BaseURL, entry.LogIndex()), log: log.BaseURL,
+			checkpoint: entry.TransparencyLogEntry().GetInclusionProof().GetCheckpoint().GetEnvelope(),
+		})
 		operators = append(operators, log.operator)
 	}
 	return logs, nil

@@ -96,7 +96,9 @@ func TestVerifiedUnderTheFullPolicy(t *testing.T) {
 	a.Logs = []any{log.Trusted()}
 	bundle := a.Bundle(verifytest.Statement(), func(f *verifytest.Forgery) {
 		f.Leaf = mailLeaf("hallmark@ci.example.com", "https://login.example.com", f.SignedAt)
-		f.LogEntries = func(s verifytest.Signed) []any { return []any{log.Entry(s)} }
+		f.LogEntries = func(s verifytest.Signed) []any {
+			return []any{a.NewWitness("witness.example.com", 1).Cosign(log.Entry(s))}
+		}
 	})
 	pol, err := policy.Parse([]byte(policy.Example()))
 	if err != nil {

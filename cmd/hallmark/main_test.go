@@ -38,6 +38,8 @@ var update = flag.Bool("update", false, "write what scripts print into them")
 //	                              a path into the statement, V its new value
 //	                              with Go's escapes
 //	attest-logged FILE [OUT] [K=V...]  the same, with an entry in a log
+//	attest-witnessed FILE [OUT] [K=V...]  the same, and one of the example
+//	              policy's witness has cosigned the log's checkpoint
 //	sparse FILE SIZE              make a file of zeros
 //	toml FILE                     FILE is TOML
 //
@@ -54,7 +56,7 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", name)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "attest": attestFile, "attest-logged": attestLogged, "sparse": sparse, "toml": isTOML,
+			"exits": exits, "attest": attestFile, "attest-logged": attestLogged, "attest-witnessed": attestWitnessed, "sparse": sparse, "toml": isTOML,
 		},
 	})
 }
@@ -107,6 +109,15 @@ func attestFile(ts *testscript.TestScript, neg bool, args []string) { attest(ts,
 func attestLogged(ts *testscript.TestScript, neg bool, args []string) {
 	attest(ts, neg, args, func(f *verifytest.Forgery) {
 		f.LogEntries = func(s verifytest.Signed) []any { return []any{ts.Value(logKey{}).(*verifytest.Log).Entry(s)} }
+	})
+}
+
+func attestWitnessed(ts *testscript.TestScript, neg bool, args []string) {
+	attest(ts, neg, args, func(f *verifytest.Forgery) {
+		f.LogEntries = func(s verifytest.Signed) []any {
+			witness := ts.Value(signerKey{}).(*verifytest.Authority).NewWitness("witness.example.com", 1)
+			return []any{witness.Cosign(ts.Value(logKey{}).(*verifytest.Log).Entry(s))}
+		}
 	})
 }
 

@@ -15,7 +15,7 @@ var tested = map[string][]string{
 	"session": {"admin", "root", "verify", "auditor", "cosign", // integration.TestSessionsOfTheDocuments
 		"enrol", "keys", "log"}, // hallmark-attestd.TestScripts
 	"config": {"sandboxd", "attestd", // config.TestDocuments
-		"policy", "signers"}, // attest/policy.TestDocuments
+		"policy", "signers", "witnesses"}, // attest/policy.TestDocuments
 }
 
 // TestDocumentsAreTested wants everything that people are told to type or to
