@@ -167,11 +167,22 @@ func (s *Server) AddJob(j Job) (*Attempt, error) {
 		return nil, err
 	}
 	a := &Attempt{Job: j, server: s, token: token, payload: payload, state: Pending, runner: runnerID, manager: managerID, done: make(chan struct{})}
+	s.interrupt(j)
 	s.attempts[j.ID] = a
 	if !j.Held {
 		s.enqueue(a)
 	}
 	return a, nil
+}
+
+// interrupt cancels, as the button does, what a job's pipeline makes redundant.
+func (s *Server) interrupt(newer Job) {
+	for _, a := range s.attempts {
+		older := a.Job.Project == newer.Project && a.Job.Ref == newer.Ref && a.Job.PipelineID < newer.PipelineID
+		if older && a.Job.Interruptible && a.state.open() && a.status == "" {
+			a.status = Canceling
+		}
+	}
 }
 
 func (s *Server) enqueue(a *Attempt) {

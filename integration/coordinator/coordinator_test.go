@@ -194,6 +194,33 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// TestInterrupt wants a newer pipeline to cancel what it makes redundant alone.
+func TestInterrupt(t *testing.T) {
+	s, commit := world(t)
+	jobs := map[string]Job{
+		"redundant":         {PipelineID: 1, Interruptible: true},
+		"not interruptible": {PipelineID: 1},
+		"of its pipeline":   {PipelineID: 2, Interruptible: true},
+		"of another ref":    {PipelineID: 1, Interruptible: true, Ref: "refs/merge-requests/1/head", SHA: commit},
+	}
+	attempts := map[string]*Attempt{}
+	for name, j := range jobs {
+		attempts[name] = take(t, s, j)
+	}
+	if _, err := s.AddJob(Job{PipelineID: 2}); err != nil {
+		t.Fatal(err)
+	}
+	for name, a := range attempts {
+		want := Running
+		if name == "redundant" {
+			want = Canceling
+		}
+		if got := a.State(); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
 func TestFaults(t *testing.T) {
 	s, _ := world(t)
 	a := take(t, s, Job{})

@@ -44,6 +44,9 @@ type Job struct {
 	// with the audience that it is for.
 	IDTokens map[string]string
 
+	// Interruptible lets a newer pipeline of the same project and ref cancel the
+	// job while it runs, as GitLab does unless told otherwise.
+	Interruptible bool
 	// Runner is the token of the only runner that gets the job, as tags would
 	// have it. Empty for any.
 	Runner string

@@ -21,14 +21,20 @@ import (
 	"hallmark.build/integration/world"
 )
 
-// both runs a job under each executor, at the same time, and returns how it
-// ended under docker's and under ours.
-func both(t *testing.T, job coordinator.Job, ours string) (docker, hallmark coordinator.Result) {
+// begin adds a job for each executor: docker's, and the hermetic one of ours.
+func begin(t *testing.T, job coordinator.Job) [2]*coordinator.Attempt {
 	t.Helper()
 	other := job
-	job.Runner, other.Runner = ours, world.Docker
-	a, b := harness.Begin(t, other), harness.Begin(t, job)
-	return harness.Wait(t, a), harness.Wait(t, b)
+	job.Runner, other.Runner = world.Hermetic, world.Docker
+	return [2]*coordinator.Attempt{harness.Begin(t, other), harness.Begin(t, job)}
+}
+
+// both runs a job under each executor, at the same time, and returns how it
+// ended under docker's and under ours.
+func both(t *testing.T, job coordinator.Job) (docker, hallmark coordinator.Result) {
+	t.Helper()
+	a := begin(t, job)
+	return harness.Wait(t, a[0]), harness.Wait(t, a[1])
 }
 
 // An outcome is what a project sees of a job that has ended.
@@ -179,7 +185,7 @@ func TestExitCodesAndOutput(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			docker, hallmark := both(t, harness.Hermetic(script...), world.Hermetic)
+			docker, hallmark := both(t, harness.Hermetic(script...))
 			compare(t, docker, hallmark, exemption{})
 			if len(scriptOutput(docker.Trace)) == 0 {
 				t.Error("nothing was compared: the script said nothing")
@@ -190,8 +196,8 @@ func TestExitCodesAndOutput(t *testing.T) {
 
 // TestComparisonSeesDifferences keeps the comparison honest.
 func TestComparisonSeesDifferences(t *testing.T) {
-	one, _ := both(t, artifactJob("echo one > out.txt"), world.Hermetic)
-	_, other := both(t, artifactJob("echo two > out.txt"), world.Hermetic)
+	one, _ := both(t, artifactJob("echo one > out.txt"))
+	_, other := both(t, artifactJob("echo two > out.txt"))
 	a, b := outcomeOf(t, one, exemption{}), outcomeOf(t, other, exemption{})
 	if cmp.Equal(a.Output, b.Output) || cmp.Equal(a.Artifacts, b.Artifacts) || len(a.Artifacts) != 1 {
 		t.Errorf("two jobs that differ look alike: %+v, %+v", a, b)
