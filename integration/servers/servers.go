@@ -20,6 +20,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,6 +60,8 @@ type Servers struct {
 	pgPort   int
 	s3Port   int
 	names    atomic.Int64
+
+	accessKey, secretKey string
 }
 
 // Start starts both. Stop must be called.
@@ -67,12 +70,62 @@ func Start(ctx context.Context) (*Servers, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Servers{dir: dir}
+	s := &Servers{dir: dir, accessKey: accessKey, secretKey: secretKey}
 	if err := s.start(ctx); err != nil {
 		s.Stop()
 		return nil, err
 	}
 	return s, nil
+}
+
+// StartStorage starts the S3 server alone, with an empty bucket and a key to it.
+func StartStorage(ctx context.Context, bucket, accessKey, secretKey string) (*Servers, error) {
+	dir, err := os.MkdirTemp("", "hallmark-storage-")
+	if err != nil {
+		return nil, err
+	}
+	s := &Servers{dir: dir, accessKey: accessKey, secretKey: secretKey}
+	err = s.certify()
+	if err == nil {
+		err = s.addS3(ctx)
+	}
+	if err == nil {
+		err = s.makeBucket(ctx, bucket)
+	}
+	if err != nil {
+		s.Stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Servers) makeBucket(ctx context.Context, name string) error {
+	client, err := s.client()
+	if err != nil {
+		return err
+	}
+	return client.MakeBucket(ctx, name, minio.MakeBucketOptions{})
+}
+
+// Client speaks to the S3 server with all rights.
+func (s *Servers) Client(t testing.TB) *minio.Client {
+	t.Helper()
+	client, err := s.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// Proxy answers under whatever name it is asked by, as the S3 server does.
+func (s *Servers) Proxy() http.Handler {
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = "https", fmt.Sprintf("127.0.0.1:%d", s.s3Port)
+			r.Out.Host = r.In.Host // it is signed
+		},
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.roots}, DisableCompression: true},
+	}
 }
 
 func (s *Servers) start(ctx context.Context) error {
@@ -85,9 +138,6 @@ func (s *Servers) start(ctx context.Context) error {
 	if err := s.initPostgres(ctx); err != nil {
 		return err
 	}
-	if err := s.initS3(); err != nil {
-		return err
-	}
 	return errors.Join(
 		retry(ctx, func() (err error) {
 			if s.pgPort, err = freePort(); err != nil {
@@ -95,12 +145,19 @@ func (s *Servers) start(ctx context.Context) error {
 			}
 			return s.startPostgres(ctx)
 		}),
-		retry(ctx, func() (err error) {
-			if s.s3Port, err = freePort(); err != nil {
-				return err
-			}
-			return s.startS3(ctx)
-		}))
+		s.addS3(ctx))
+}
+
+func (s *Servers) addS3(ctx context.Context) error {
+	if err := s.initS3(); err != nil {
+		return err
+	}
+	return retry(ctx, func() (err error) {
+		if s.s3Port, err = freePort(); err != nil {
+			return err
+		}
+		return s.startS3(ctx)
+	})
 }
 
 func retry(ctx context.Context, start func() error) error {
@@ -227,7 +284,7 @@ func (s *Servers) initS3() error {
 	}
 	s.s3 = &server{
 		path: path,
-		args: []string{"--access", accessKey, "--secret", secretKey, "--quiet",
+		args: []string{"--access", s.accessKey, "--secret", s.secretKey, "--quiet",
 			"--cert", s.file("server.pem"), "--key", s.file("s3.key"),
 			"posix", "--sidecar", meta, data},
 		attr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
@@ -306,7 +363,7 @@ func (s *Servers) StopS3() { s.s3.stop(syscall.SIGKILL) }
 
 func (s *Servers) client() (*minio.Client, error) {
 	return minio.New(fmt.Sprintf("127.0.0.1:%d", s.s3Port), &minio.Options{
-		Creds: credentials.NewStaticV4(accessKey, secretKey, ""), Region: "us-east-1", MaxRetries: 1, Secure: true,
+		Creds: credentials.NewStaticV4(s.accessKey, s.secretKey, ""), Region: "us-east-1", MaxRetries: 1, Secure: true,
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.roots}},
 	})
 }
@@ -323,11 +380,7 @@ func (s *Servers) Fresh(t testing.TB) fleet.Options {
 	if _, err := c.Exec(t.Context(), fmt.Sprintf("CREATE DATABASE %q", name)); err != nil {
 		t.Fatal(err)
 	}
-	client, err := s.client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := client.MakeBucket(t.Context(), name, minio.MakeBucketOptions{}); err != nil {
+	if err := s.makeBucket(t.Context(), name); err != nil {
 		t.Fatal(err)
 	}
 	return fleet.Options{
@@ -345,10 +398,7 @@ func (s *Servers) BucketDir(bucket string) string { return filepath.Join(s.dir, 
 // CopyBucket copies all objects of a bucket to another.
 func (s *Servers) CopyBucket(t testing.TB, from, to string) {
 	t.Helper()
-	client, err := s.client()
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := s.Client(t)
 	for o := range client.ListObjectsIter(t.Context(), from, minio.ListObjectsOptions{Recursive: true}) {
 		if o.Err != nil {
 			t.Fatal(o.Err)
