@@ -52,10 +52,10 @@ runner:
 tools: runtime runner
 	@$(SETUP)/tools.sh $(CACHE) cosign
 
-# What the tests call on top: other verifiers, a whole Sigstore, object storage,
+# What the tests call on top: other verifiers, a whole Sigstore, object storages,
 # a key service. This is minutes of building, once, and wants Node.js with npm.
 peers: tools
-	@$(SETUP)/tools.sh $(CACHE) cosign2 versitygw local-kms sigstore-js fulcio timestamp-server rekor-tiles
+	@$(SETUP)/tools.sh $(CACHE) cosign2 versitygw azurite local-kms sigstore-js fulcio timestamp-server rekor-tiles
 
 # Onto this machine, or below DESTDIR.
 install: build runtime
@@ -78,8 +78,8 @@ lint:
 
 # The integration tests run other programs, which a race detector in the test's
 # own process does not see into.
-race: build runtime
-	@$(SETUP)/tools.sh $(CACHE) versitygw local-kms cosign rekor-tiles
+race: build runtime runner
+	@$(SETUP)/tools.sh $(CACHE) versitygw azurite local-kms cosign rekor-tiles
 	go test -race -timeout 35m $(TESTFLAGS) $$(go list ./... | grep -vxE '$(ALONE)')
 
 # Every fuzz target that there is, for a little while each.

@@ -44,6 +44,28 @@ build() {
 	touch "$stamp"
 }
 
+# npm_ci FROM: what a lock file of npm's pins, into a directory of its name beside DIR.
+npm_ci() {
+	local from into stamp
+	from=$(cd "$1" && pwd)
+	into=$(dirname "$dir")/$name
+	stamp=$into/.stamp.$(cat "$from"/package.json "$from"/package-lock.json | sha256sum | cut -c1-16)
+	if [ -e "$stamp" ]; then
+		return
+	fi
+	if ! command -v npm >/dev/null; then
+		echo "tools.sh: no npm" >&2
+		echo "hint: install Node.js 20 or newer, with npm" >&2
+		exit 1
+	fi
+	echo "installing $name"
+	rm -rf "$into"
+	mkdir -p "$into"
+	cp -r "$from"/. "$into"
+	(cd "$into" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
+	touch "$stamp"
+}
+
 for name in "$@"; do
 	case $name in
 	containerd)
@@ -70,23 +92,10 @@ for name in "$@"; do
 		build github.com/sigstore/rekor-tiles/v2 v2.3.0 'h1:HhMgH61UP0t899V8Fjt7pz1YdgOBptbaQdnCF+79cdc=' 0 "-ldflags '-s -w'" /cmd/rekor-server/posix=rekor-tiles
 		;;
 	sigstore-js) # @sigstore/verify, into DIR/../sigstore-js
-		from=$(cd "$(dirname "$0")/../interop/sigstore-js" && pwd)
-		into=$(dirname "$dir")/sigstore-js
-		stamp=$into/.stamp.$(cat "$from"/package.json "$from"/package-lock.json | sha256sum | cut -c1-16)
-		if [ -e "$stamp" ]; then
-			continue
-		fi
-		if ! command -v npm >/dev/null; then
-			echo "tools.sh: no npm" >&2
-			echo "hint: install Node.js 20 or newer, with npm" >&2
-			exit 1
-		fi
-		echo "installing @sigstore/verify"
-		rm -rf "$into"
-		mkdir -p "$into"
-		cp "$from"/package.json "$from"/package-lock.json "$into"
-		(cd "$into" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
-		touch "$stamp"
+		npm_ci "$(dirname "$0")/../interop/sigstore-js"
+		;;
+	azurite) # what Azure speaks for blobs, MIT, into DIR/../azurite
+		npm_ci "$(dirname "$0")/../azurite"
 		;;
 	versitygw) # an S3 server on a directory, Apache-2.0
 		build github.com/versity/versitygw v1.8.0 'h1:au+wI+aybno/STsQiSm35Uu6Q6iK5MWReQxgO6SEMFc=' 0 "-ldflags '-s -w'" /cmd/versitygw
