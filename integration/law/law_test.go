@@ -24,6 +24,7 @@ var mayImport = map[string][]string{
 	"sandbox/record":               {},
 	"sandbox/policy":               {"sandbox"},
 	"sandbox/egress":               {"sandbox", "sandbox/record", "sandbox/policy", "sandbox/egress/..."},
+	"sandbox/egress/blocks":        {},
 	"sandbox/egress/git":           {},
 	"sandbox/image":                {"sandbox", "sandbox/image/auth"},
 	"sandbox/image/auth":           {},

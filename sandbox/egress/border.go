@@ -87,6 +87,7 @@ type Border struct {
 	closed   bool
 	failure  error // evidence could not be recorded: nothing passes any more
 	violated error // an upload differed: no further upload passes
+	staging  *stagedCache
 }
 
 // Open makes a border with a certificate authority of its own. Nothing passes

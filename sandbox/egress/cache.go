@@ -87,6 +87,9 @@ func (q *request) cache(d policy.Decision) bool {
 	case policy.CacheRead:
 		return q.readCache(d, a)
 	case policy.CacheWrite:
+		if d.Step.Kind != "" {
+			return q.cacheStep(d, a)
+		}
 		return q.writeCache(d, a)
 	}
 	resp, fetch, err := q.askStorage(d)
@@ -118,11 +121,10 @@ func (q *request) cacheFetch(d policy.Decision) record.Fetch {
 // askStorage asks for an object, or whether it is there.
 func (q *request) askStorage(d policy.Decision) (*http.Response, record.Fetch, error) {
 	fetch := q.cacheFetch(d)
-	u, err := originURL(q.ask)
+	out, err := q.toStorage(nil, 0)
 	if err != nil {
 		return nil, fetch, err
 	}
-	out := (&http.Request{Method: q.Method, URL: u, Host: u.Host, Header: storageHeader(q.Header, u.RawQuery), ProtoMajor: 1, ProtoMinor: 1}).WithContext(q.p.ctx)
 	resp, err := q.p.side.b.up.storage.RoundTrip(out)
 	return resp, fetch, err
 }
@@ -156,7 +158,7 @@ func (q *request) takeCache(d policy.Decision, a CacheArchive) (keep, ok bool) {
 	if resp.StatusCode != http.StatusOK {
 		return q.answerStatus(resp, fetch), false
 	}
-	if enc := resp.Header.Get("Content-Encoding"); enc != "" && enc != "identity" || resp.Header.Get("Content-Range") != "" {
+	if !plain(resp.Header.Get("Content-Encoding")) || resp.Header.Get("Content-Range") != "" {
 		return q.missCache(a, errors.New("the object storage's answer is not the archive alone and whole")), false
 	}
 	file, err := newSpool(b.cfg.SpoolDir)
@@ -191,6 +193,12 @@ func (q *request) takeCache(d policy.Decision, a CacheArchive) (keep, ok bool) {
 	return false, true
 }
 
+// plain reports whether an answer's bytes are the archive's own. Some storages name here
+// what the upload was wrapped in, which is gone.
+func plain(coding string) bool {
+	return coding == "" || coding == "identity" || coding == "aws-chunked"
+}
+
 var errCacheTooLarge = errors.New("the archive is larger than cache.archive allows")
 
 // spoolCache copies an archive that has to end within a limit.
@@ -203,16 +211,23 @@ func spoolCache(w spool, r io.Reader, limit int64) (digest string, n int64, err 
 	return hex.EncodeToString(sum.Sum(nil)), n, err
 }
 
-// giveCache hands on what is held. A range is not served: whole is what was
-// looked up, and a client that asks for a part must take all.
+// giveCache hands on what is held, or a part of it.
 func (q *request) giveCache(c *heldCache) bool {
-	header := c.answer.Header.Clone()
-	header.Set("Content-Length", strconv.FormatInt(c.bytes, 10))
+	from, n, err := q.part(c.bytes)
+	if err != nil {
+		return q.refuse(refusal{rule: ruleCache, reason: err.Error()})
+	}
+	answer, header := *c.answer, c.answer.Header.Clone()
+	header.Set("Content-Length", strconv.FormatInt(n, 10))
+	if n < c.bytes {
+		answer.StatusCode = http.StatusPartialContent
+		header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, from+n-1, c.bytes))
+	}
 	keep := q.keep()
-	if q.writeHead(c.answer, header, keep) != nil {
+	if q.writeHead(&answer, header, keep) != nil {
 		return false
 	}
-	if _, err := io.Copy(q.bw, io.NewSectionReader(c.file, 0, c.bytes)); err != nil {
+	if _, err := io.Copy(q.bw, io.NewSectionReader(c.file, from, n)); err != nil {
 		cut(q.raw)
 		return false
 	}
@@ -268,6 +283,10 @@ func storageAnswer(resp *http.Response) *http.Response {
 	// The helper takes the newer one where a cache may have two names.
 	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
 		out.Header.Set("Last-Modified", t.UTC().Format(http.TimeFormat))
+	}
+	// Azure's kit does not live without it.
+	if t, err := http.ParseTime(resp.Header.Get("X-Ms-Creation-Time")); err == nil {
+		out.Header.Set("X-Ms-Creation-Time", t.UTC().Format(http.TimeFormat))
 	}
 	return out
 }

@@ -121,12 +121,18 @@ func cacheWorld(t *testing.T, s *bucket, k *keeper, stage sandbox.Stage) *world 
 	if s.objects == nil {
 		s.objects = map[string][]byte{}
 	}
+	return storageWorld(t, s, k, "/ci", maxCache, stage)
+}
+
+// storageWorld is one with any object storage, and the place there that caches lie in.
+func storageWorld(t *testing.T, s http.Handler, k *keeper, place string, limit int64, stage sandbox.Stage) *world {
+	t.Helper()
 	w := newWorld(t, options{profile: sandbox.Hermetic, origin: s, change: func(cfg *Config) {
-		cfg.Caches, cfg.CacheBytes = k, maxCache
+		cfg.Caches, cfg.CacheBytes = k, limit
 		cfg.Policy.Job.Project = 77
 	}})
 	// Its port is known only now.
-	w.b.cfg.Policy.Caches = []*url.URL{{Scheme: "https", Host: fmt.Sprintf("good.test:%d", w.port), Path: "/ci"}}
+	w.b.cfg.Policy.Caches = []*url.URL{{Scheme: "https", Host: fmt.Sprintf("good.test:%d", w.port), Path: place}}
 	up, err := newUpstream(w.b.cfg, dialable)
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +144,7 @@ func cacheWorld(t *testing.T, s *bucket, k *keeper, stage sandbox.Stage) *world 
 
 func (w *world) spoolIsEmpty() {
 	w.t.Helper()
-	if left, err := os.ReadDir(w.b.cfg.SpoolDir); err != nil || len(left) > 0 || len(w.b.spooling) > 0 || w.b.held != nil {
+	if left, err := os.ReadDir(w.b.cfg.SpoolDir); err != nil || len(left) > 0 || len(w.b.spooling) > 0 || w.b.held != nil || w.b.staging != nil {
 		w.t.Errorf("%d files in the spool, %v", len(left), err)
 	}
 }

@@ -2,11 +2,14 @@ package egress
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 
+	"hallmark.build/sandbox/egress/blocks"
 	"hallmark.build/sandbox/policy"
 	"hallmark.build/sandbox/record"
 )
@@ -15,32 +18,38 @@ import (
 // the object storage.
 func (q *request) writeCache(d policy.Decision, a CacheArchive) bool {
 	b := q.p.side.b
-	if enc := q.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		return q.refuse(refusal{rule: ruleCache, reason: "the archive is encoded in a way that cannot be read"})
+	size, err := q.archiveSize()
+	if err != nil {
+		return q.refuse(refusal{rule: ruleCache, reason: err.Error()})
 	}
 	file, done, err := b.takeSpool(q.p.ctx)
 	if err != nil {
 		return q.refuseCache(a, err)
 	}
 	defer done()
-	if q.ContentLength > b.cfg.CacheBytes {
+	if size > b.cfg.CacheBytes {
 		return q.refuseCache(a, errCacheTooLarge)
 	}
 	if q.body.proceed() != nil {
 		return false
 	}
-	q.body.limit = b.cfg.CacheBytes + 1
-	sum, n, err := spoolCache(file, q.body, b.cfg.CacheBytes)
+	sum := sha256.New()
+	n, frame, err := q.readArchive(io.MultiWriter(file, sum), size)
+	var form *blocks.FormError
 	switch {
-	case errors.Is(err, errSpool), errors.Is(err, errCacheTooLarge), errors.Is(err, errBodyTooLarge):
+	case errors.As(err, &form):
+		return q.refuse(refusal{rule: ruleCache, reason: form.Error()})
+	case errors.Is(err, errSpool), errors.Is(err, errCacheTooLarge):
 		return q.refuseCache(a, err)
 	case err != nil: // the helper went away
 		return false
 	}
-	a.SHA256, a.Bytes = sum, n
+	a.SHA256, a.Bytes = hex.EncodeToString(sum.Sum(nil)), n
 	fetch := q.cacheFetch(d)
 	q.body.describe(&fetch)
-	return q.storeCache(fetch, a, file, func() (*http.Response, string, error) { return q.putCache(file, n) })
+	return q.storeCache(fetch, a, file, func() (*http.Response, string, error) {
+		return q.putArchive(io.NewSectionReader(file, 0, n), n, frame)
+	})
 }
 
 // refuseCache records that an archive is not kept, and tells the helper, whose
@@ -120,24 +129,34 @@ func storageRefusal(status int, sent string) error {
 
 // answerStored says that the storage has the archive, and nothing else that it said.
 func (q *request) answerStored() bool {
+	status, text := http.StatusOK, ""
+	switch {
+	case q.Header.Get("X-Ms-Version") != "": // Azure's kit takes no other
+		status = http.StatusCreated
+	case q.Method == http.MethodPost: // S3's reads one
+		text = "<CompleteMultipartUploadResult></CompleteMultipartUploadResult>"
+	}
 	keep := q.keep()
-	if q.writeHead(&http.Response{StatusCode: http.StatusOK}, http.Header{"Content-Length": {"0"}}, keep) != nil {
+	if q.writeHead(&http.Response{StatusCode: status}, http.Header{"Content-Length": {strconv.Itoa(len(text))}}, keep) != nil {
+		return false
+	}
+	if _, err := q.bw.WriteString(text); err != nil {
 		return false
 	}
 	return q.bw.Flush() == nil && keep
 }
 
-// putCache sends a spooled archive as one object.
-func (q *request) putCache(file spool, size int64) (*http.Response, string, error) {
-	u, err := originURL(q.ask)
+// putArchive sends what the request brought of an archive, in the frame in which it
+// came.
+func (q *request) putArchive(r io.Reader, size int64, frame blocks.Frame) (*http.Response, string, error) {
+	archive := &outgoing{r: frame.Around(r), sum: sha256.New(), skip: int64(len(frame.Head)), left: size}
+	out, err := q.toStorage(archive, size+frame.Len())
 	if err != nil {
 		return nil, "", err
 	}
-	archive := &outgoing{r: io.NewSectionReader(file, 0, size), sum: sha256.New(), left: size}
-	out := (&http.Request{
-		Method: http.MethodPut, URL: u, Host: u.Host, Header: storageHeader(q.Header, u.RawQuery), ProtoMajor: 1, ProtoMinor: 1,
-		Body: archive, ContentLength: size,
-	}).WithContext(q.p.ctx)
+	if frame.Len() > 0 && !keepsFrame(out.Header) {
+		return nil, "", &storageError{reason: "the archive is in a frame that no signature covers"}
+	}
 	resp, err := q.p.side.b.up.storage.RoundTrip(out)
 	if err != nil {
 		return nil, "", err

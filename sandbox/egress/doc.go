@@ -114,12 +114,22 @@
 // the runner's signature covers. Of the storage's own words nothing crosses but the
 // status, the length and the time of the last change.
 //
+// Where the helper comes with credentials instead, it speaks by the kit of the
+// storage's vendor, Azure's or S3's, and sends a large archive in blocks. A block is
+// seen by nobody before a list of blocks makes an object of them. So blocks pass, a
+// copy of each stays here (package blocks), and the list waits until what it makes
+// of the copies has been compared. It passes only if it names nothing but blocks of
+// this stage that the storage has said to have. What is signed by the helper passes
+// with the headers that are signed, none of which may give the object another owner,
+// reader or source; bytes within a frame (aws-chunked) in the one form that S3's kit
+// writes.
+//
 // # Limits
 //
 // Per role: 256 connections, 16384 names, 1000 different refusals a stage by name
 // (the rest are counted together). Per connection: twenty seconds to speak, for a
 // handshake and for a head, 64 KiB of head, 60 idle. Per job: 500000 exchanges, one
-// artifact or cache at a time. The path "/org" of a rule is "/org" and what is below it.
+// artifact or cache at a time, beside the blocks of one. The path "/org" of a rule is "/org" and what is below it.
 //
 // The example of [Border] shows the order of calls.
 package egress

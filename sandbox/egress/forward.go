@@ -149,6 +149,7 @@ func (q *request) unanswered(err error, fetch record.Fetch) bool {
 	var (
 		address  *addressError
 		redirect *redirectError
+		storage  *storageError
 	)
 	switch {
 	case errors.As(err, &address):
@@ -159,6 +160,8 @@ func (q *request) unanswered(err error, fetch record.Fetch) bool {
 		return q.refuse(v)
 	case errors.As(err, &redirect):
 		return q.refuse(refusal{status: http.StatusForbidden, rule: ruleRedirect, reason: redirect.reason, remedy: redirect.remedy})
+	case errors.As(err, &storage):
+		return q.refuse(refusal{rule: ruleCache, reason: storage.reason, remedy: storage.remedy})
 	case errors.Is(err, errBodyTooLarge):
 		return q.refuse(refusal{status: http.StatusForbidden, rule: ruleCapacity, reason: fmt.Sprintf("the request's body has more than %d bytes", q.body.limit)})
 	}

@@ -97,6 +97,7 @@ func (s *side) turn(stage sandbox.Stage) error {
 	err := old.end()
 	if s.role == sandbox.Helper {
 		s.b.forgetCache()
+		s.b.forgetBlocks(nil)
 	}
 	return err
 }
@@ -109,6 +110,7 @@ func (s *side) close() error {
 	err := s.current().end()
 	if s.role == sandbox.Helper {
 		s.b.forgetCache()
+		s.b.forgetBlocks(nil)
 	}
 	s.ns.close()
 	return err

@@ -208,6 +208,15 @@ func (s spool) Write(b []byte) (int, error) {
 	return n, nil
 }
 
+// WriteAt is Write at a place.
+func (s spool) WriteAt(b []byte, off int64) (int, error) {
+	n, err := s.File.WriteAt(b, off)
+	if err != nil {
+		return n, fmt.Errorf("%w: %w", errSpool, err)
+	}
+	return n, nil
+}
+
 func (s spool) rewind() error {
 	if _, err := s.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("%w: %w", errSpool, err)

@@ -30,7 +30,7 @@ const (
 
 // cacheAccess is what a stage may do by a method. GitLab Runner looks before it
 // writes, and where one cache may have two names.
-func cacheAccess(stage sandbox.Stage, method string) (CacheAccess, string) {
+func cacheAccess(stage sandbox.Stage, method string, step Step) (CacheAccess, string) {
 	rule := map[sandbox.Stage]string{
 		sandbox.RestoreCache: RuleCacheRead,
 		sandbox.ArchiveCache: RuleCacheWrite, sandbox.ArchiveCacheFail: RuleCacheWrite,
@@ -40,7 +40,7 @@ func cacheAccess(stage sandbox.Stage, method string) (CacheAccess, string) {
 		return CacheLook, rule
 	case rule == RuleCacheRead && method == "GET":
 		return CacheRead, rule
-	case rule == RuleCacheWrite && method == "PUT":
+	case rule == RuleCacheWrite && (method == "PUT" || step.Kind != ""):
 		return CacheWrite, rule
 	}
 	return "", ""
@@ -57,17 +57,21 @@ func (p Policy) cache(r Request) (d Decision, ok bool) {
 	refuse := func(format string, args ...any) (Decision, bool) {
 		return Decision{Rule: RuleStage, Reason: "cache in object storage: " + fmt.Sprintf(format, args...)}, true
 	}
-	access, rule := cacheAccess(r.Stage, r.Method)
-	object, err := p.cacheObject(strings.TrimPrefix(r.Path, place))
+	step, query, err := parseStep(r.Method, r.RawQuery)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	access, rule := cacheAccess(r.Stage, r.Method, step)
+	object, err := p.cacheObject(plainPath(strings.TrimPrefix(r.Path, place), query))
 	switch {
 	case access == "":
 		return refuse("%s does nothing by %s", r.Stage, clip(r.Method))
 	case err != nil:
 		return refuse("%v", err)
-	case !signedQuery(r.RawQuery):
+	case !signedQuery(query):
 		return refuse("the query is not that of a presigned URL")
 	}
-	return Decision{Allow: true, Rule: rule, Cache: access, Object: object}, true
+	return Decision{Allow: true, Rule: rule, Cache: access, Object: object, Step: step}, true
 }
 
 // cachePlace is the path of the configured place that a request is to, "/" where
@@ -84,6 +88,15 @@ func (p Policy) cachePlace(r Request) string {
 		}
 	}
 	return ""
+}
+
+// plainPath is a path as Azure reads it, whose clients encode the slashes in the name of
+// an object. Those of other storages do not.
+func plainPath(path, query string) string {
+	if values, err := url.ParseQuery(query); err != nil || !values.Has("sig") {
+		return path
+	}
+	return strings.NewReplacer("%2F", "/", "%2f", "/").Replace(path)
 }
 
 // cacheObject returns what the runner calls a cache, decoded, of a path below a

@@ -253,6 +253,8 @@ type Decision struct {
 	// the project's: the runner's name for it, decoded.
 	Cache  CacheAccess
 	Object string
+	// Step says which step of an upload in blocks a write is.
+	Step Step
 }
 
 // GitLabOrigin reports whether scheme, host and port are exactly those of the
