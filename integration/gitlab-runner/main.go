@@ -1,6 +1,7 @@
 // Command gitlab-runner is GitLab Runner 19.4.0, built from its own packages
-// for the integration tests: its commands, network client, shells, the
-// executors custom, docker and shell, and the helper commands that job scripts call.
+// for the integration tests: its commands, network client, shells, caches in S3
+// and Azure, the executors custom, docker and shell, and the helper commands that
+// job scripts call.
 //
 // Only the wiring is here. README.md says which modules are replaced by
 // stand-ins and what they cannot do.
@@ -24,6 +25,8 @@ import (
 	"gitlab.com/gitlab-org/gitlab-runner/log"
 	"gitlab.com/gitlab-org/gitlab-runner/network"
 
+	_ "gitlab.com/gitlab-org/gitlab-runner/cache/azure" // registers caches in object storage
+	_ "gitlab.com/gitlab-org/gitlab-runner/cache/s3v2"
 	_ "gitlab.com/gitlab-org/gitlab-runner/shells" // registers bash
 )
 

@@ -37,7 +37,7 @@ func newTLS() (caPEM []byte, server *tls.Config, err error) {
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: GitLabName},
 		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:    []string{GitLabName, RegistryName, PackagesName, GitName, ObjectsName, CanaryName},
+		DNSNames:    []string{GitLabName, RegistryName, PackagesName, GitName, ObjectsName, StorageName, CanaryName},
 		IPAddresses: []net.IP{net.ParseIP(gitlabAddr), net.ParseIP(packagesAddr)},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)

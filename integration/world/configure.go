@@ -77,7 +77,7 @@ upstream_ca = %q
 stop_grace = "3s"
 
 [images]
-allowed = ["%s:5000/ci/**", "%[5]s:5001/**"]
+allowed = ["%[5]s:5000/ci/**", "%[5]s:5001/**"]
 plain_http = ["%[5]s:5000", "%[5]s:5001"]
 allowed_pull_policies = ["always", "if-not-present", "never"]
 
@@ -88,6 +88,9 @@ pids = 1024
 [services]
 wait_timeout = "10s"
 
+[cache]
+servers = ["https://%[6]s/%[7]s"]
+
 [[allow]]
 name = "packages"
 host = "%s"
@@ -96,7 +99,7 @@ host = "%s"
 name = "open-source"
 host = "%s"
 paths = ["/open"]
-`, GitLabName, caFile, helper, caFile, RegistryName, PackagesName, GitName)
+`, GitLabName, caFile, helper, caFile, RegistryName, StorageName, StorageBucket, PackagesName, GitName)
 }
 
 // configureRunner writes the runner's config.toml: the block that `hallmark
@@ -104,11 +107,12 @@ paths = ["/open"]
 func (w *World) configureRunner() error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "concurrent = 4\ncheck_interval = 1\nlog_level = \"info\"\nshutdown_timeout = 20\n")
-	for _, r := range []struct{ profile, token string }{{"hermetic", Hermetic}, {"firewalled", Firewalled}} {
+	for _, r := range []struct{ profile, token, more string }{{"hermetic", Hermetic, ""}, {"firewalled", Firewalled, ""}, {"hermetic", Stored, storageBlock()}} {
 		block, err := w.runnerBlock(r.profile)
 		if err != nil {
 			return err
 		}
+		block += r.more
 		b.WriteString("\n" + strings.Replace(block, "[[runners]]\n", fmt.Sprintf("[[runners]]\n  id = 7\n  token = %q\n  tls-ca-file = %q\n", r.token, caFile), 1))
 	}
 	fmt.Fprintf(&b, "\n[[runners]]\n  name = \"shell\"\n  id = 7\n  url = \"https://%s\"\n  token = %q\n  tls-ca-file = %q\n  executor = \"shell\"\n  shell = \"bash\"\n", GitLabName, Shell, caFile)

@@ -16,6 +16,7 @@ import (
 const (
 	gitlabAddr   = "192.0.2.10"
 	registryAddr = "192.0.2.20"
+	storageAddr  = "192.0.2.30"
 	packagesAddr = "1.2.3.30"
 	gitAddr      = "1.2.3.40"
 	objectsAddr  = "1.2.3.41"
@@ -37,11 +38,12 @@ const (
 	PackagesName    = "packages.example.test"
 	GitName         = "git.example.test"     // repositories that are not GitLab's
 	ObjectsName     = "objects.example.test" // what GitLab keeps of Git LFS
+	StorageName     = "storage.example.test" // for caches
 	CanaryName      = "canary.example.test"
 )
 
 var servers = []struct{ addr, name string }{
-	{gitlabAddr, GitLabName}, {registryAddr, RegistryName}, {packagesAddr, PackagesName}, {gitAddr, GitName}, {objectsAddr, ObjectsName}, {canary4, CanaryName},
+	{gitlabAddr, GitLabName}, {registryAddr, RegistryName}, {packagesAddr, PackagesName}, {gitAddr, GitName}, {objectsAddr, ObjectsName}, {storageAddr, StorageName}, {canary4, CanaryName},
 }
 
 // internet is the namespace beyond the runner host's interface.
@@ -102,7 +104,7 @@ func (n *internet) wire() error {
 		if err := up("lo"); err != nil {
 			return err
 		}
-		if err := addresses("lo", gitlabAddr+"/32", registryAddr+"/32", packagesAddr+"/32", gitAddr+"/32", objectsAddr+"/32", canary4+"/32", canary6+"/128"); err != nil {
+		if err := addresses("lo", gitlabAddr+"/32", registryAddr+"/32", storageAddr+"/32", packagesAddr+"/32", gitAddr+"/32", objectsAddr+"/32", canary4+"/32", canary6+"/128"); err != nil {
 			return err
 		}
 		return addresses("eth0", routerAddr+"/24", router6+"/64")

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -117,8 +118,8 @@ func session(name string) bool {
 	return strings.Trim(name[:32], "0123456789abcdef") == ""
 }
 
-// strayProcesses are all but this program, process 1, the daemons, and the
-// containerd that sandboxd keeps.
+// strayProcesses are all but this program and what it started itself, process 1,
+// the daemons, and the containerd that sandboxd keeps.
 func (w *World) strayProcesses() []string {
 	own := map[string]bool{"1": true, fmt.Sprint(os.Getpid()): true}
 	for _, d := range []*Daemon{w.Attestd, w.Sandboxd, w.Dockerd, w.Runner} {
@@ -134,7 +135,7 @@ func (w *World) strayProcesses() []string {
 	for _, dir := range dirs {
 		pid := filepath.Base(dir)
 		line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-		if err != nil || own[pid] {
+		if err != nil || own[pid] || parent(dir) == os.Getpid() {
 			continue
 		}
 		args := strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
@@ -151,6 +152,18 @@ func (w *World) strayProcesses() []string {
 		out = append(out, "process "+pid+" "+strings.Join(args, " "))
 	}
 	return out
+}
+
+// parent is a process's, or 0.
+func parent(dir string) int {
+	text, err := os.ReadFile(filepath.Join(dir, "status"))
+	if err != nil {
+		return 0
+	}
+	_, after, _ := strings.Cut(string(text), "\nPPid:\t")
+	digits, _, _ := strings.Cut(after, "\n")
+	n, _ := strconv.Atoi(digits)
+	return n
 }
 
 func mounts() []string {

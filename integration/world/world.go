@@ -27,6 +27,7 @@ import (
 const (
 	Hermetic   = "glrt-hermetic0123456789"
 	Firewalled = "glrt-firewalled01234567"
+	Stored     = "glrt-stored012345678901" // hermetic, with caches in object storage
 	Shell      = "glrt-shellexecutor01234" // no sandbox: what to compare with
 )
 
@@ -45,6 +46,8 @@ type World struct {
 	Images map[string]string
 	// Pinned are the same by digest.
 	Pinned map[string]string
+	// Storage is where the runner registered as [Stored] keeps caches.
+	Storage *Storage
 	// Private is a registry that wants logins. It is empty.
 	Private *images.Registry
 
@@ -118,6 +121,7 @@ func (w *World) connect() (err error) {
 	if err != nil {
 		return err
 	}
+	w.Storage = &Storage{}
 	packages := packageServer()
 	git, err := coordinator.NewGit(filepath.Join(w.scratch, "elsewhere"))
 	if err != nil {
@@ -131,6 +135,7 @@ func (w *World) connect() (err error) {
 		{gitlabAddr + ":443", w.GitLab, true},
 		{gitAddr + ":443", git, true},
 		{objectsAddr + ":443", http.HandlerFunc(w.GitLab.ServeObjects), true},
+		{storageAddr + ":443", w.Storage, true},
 		{packagesAddr + ":443", packages, true},
 		{packagesAddr + ":80", packages, false},
 	} {
