@@ -21,6 +21,7 @@ import (
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/cache"
 	"hallmark.build/sandbox/record"
+	"hallmark.build/sandbox/workspace"
 )
 
 // A job's /cache is its own, empty, and gone with it. What a later job is to find
@@ -140,7 +141,8 @@ func (h *Host) restoreCaches(ctx context.Context, j *job, script []byte, out *jo
 		return err
 	}
 	defer dir.Close()
-	if err := empty(dir); err != nil {
+	// The job is to find there what the host gives it, and nothing else.
+	if err := workspace.Empty(dir); err != nil {
 		return fmt.Errorf("clear /cache: %w", err)
 	}
 	j.caches.given = map[string]string{}
@@ -153,16 +155,6 @@ func (h *Host) restoreCaches(ctx context.Context, j *job, script []byte, out *jo
 		}
 	}
 	return nil
-}
-
-// empty removes what earlier scripts of the job left: it is to find there what
-// the host gives it, and nothing else.
-func empty(dir *os.Root) error {
-	names, err := fs.ReadDir(dir.FS(), ".")
-	for _, n := range names {
-		err = errors.Join(err, dir.RemoveAll(n.Name()))
-	}
-	return err
 }
 
 func (h *Host) restoreCache(ctx context.Context, j *job, dir *os.Root, f cacheFile, out *joblog.Log) error {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
@@ -15,12 +16,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"hallmark.build/executor"
 	"hallmark.build/executor/joblog"
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/cache"
 	"hallmark.build/sandbox/record"
+	"hallmark.build/sandbox/workspace"
 )
 
 const depsName = "b1e5ad6a4f0b5c50ef1cb3a5ca5e34b7fd54b1f9a7ef7c1f5a8f0c1f0b4e2a91"
@@ -197,7 +200,7 @@ func TestCopiesAreTheJobs(t *testing.T) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if err := empty(w.dir); err != nil {
+	if err := workspace.Empty(w.dir); err != nil {
 		t.Fatal(err)
 	}
 	if used := w.restore(t); used.Action != "restored" {
@@ -220,7 +223,7 @@ func TestPlantedNamesLeadNowhere(t *testing.T) {
 	if left, err := os.ReadDir(out); err != nil || len(left) > 0 {
 		t.Errorf("%d files outside, %v", len(left), err)
 	}
-	if err := empty(w.dir); err != nil {
+	if err := workspace.Empty(w.dir); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.dir.Lstat("group"); !errors.Is(err, os.ErrNotExist) {
@@ -228,6 +231,44 @@ func TestPlantedNamesLeadNowhere(t *testing.T) {
 	}
 	if _, err := os.Stat(out); err != nil {
 		t.Errorf("what it led to is not: %v", err)
+	}
+}
+
+// TestDeepCachesTakeNoDescriptors: what a job nests in /cache costs this daemon,
+// and so other jobs, nothing.
+func TestDeepCachesTakeNoDescriptors(t *testing.T) {
+	w := newCacheWorld(t, cachesOwn)
+	at, err := w.dir.Open(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3000 {
+		if err := unix.Mkdirat(int(at.Fd()), "deeper", 0o777); err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.Openat(int(at.Fd()), "deeper", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		at.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = os.NewFile(uintptr(fd), "deeper")
+	}
+	at.Close()
+	var usual unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &usual); err != nil {
+		t.Fatal(err)
+	}
+	few := usual
+	few.Cur = 1024
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	err = workspace.Empty(w.dir)
+	if err := errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &usual)); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := fs.ReadDir(w.dir.FS(), "."); err != nil || len(left) > 0 {
+		t.Errorf("%d left, %v", len(left), err)
 	}
 }
 

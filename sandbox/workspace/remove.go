@@ -44,6 +44,23 @@ func removeAt(parent int, name string) error {
 	}
 }
 
+// Empty removes all that is in a directory that a job wrote to. Unlike RemoveAll of
+// os it holds few directories open, however deep they are nested.
+func Empty(dir *os.Root) error {
+	top, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	r := remover{top: top}
+	for {
+		before := r.moved
+		if err := r.empty(top, 0); err != nil || r.moved == before {
+			return err
+		}
+	}
+}
+
 type remover struct {
 	top   *os.File // the tree's root, where deep parts are moved
 	moved int
