@@ -500,6 +500,9 @@ func parseConfig(raw []byte) (ImageConfig, error) {
 			size += len(s)
 		}
 	}
+	if len(c.ExposedPorts) > maxConfigList {
+		return ImageConfig{}, fmt.Errorf("more than %d ports are exposed", maxConfigList)
+	}
 	if size > maxConfigEnv {
 		return ImageConfig{}, fmt.Errorf("strings are longer than %d bytes", maxConfigEnv)
 	}

@@ -69,6 +69,10 @@ func TestMalformedImageIsTheJobsFault(t *testing.T) {
 }
 
 func TestParseConfigRefuses(t *testing.T) {
+	var ports []string
+	for i := range maxConfigList + 1 {
+		ports = append(ports, fmt.Sprintf(`"%d":{}`, i))
+	}
 	for name, raw := range map[string]string{
 		"not JSON":      "{",
 		"another type":  `{"config":{"Env":"A=1"}}`,
@@ -78,6 +82,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		"NUL in user":   `{"config":{"User":"a\u0000b"}}`,
 		"too long":      `{"config":{"Env":["A=` + strings.Repeat("x", maxConfigEnv) + `"]}}`,
 		"too many":      `{"config":{"Cmd":[` + strings.Repeat(`"",`, maxConfigList) + `""]}}`,
+		"many ports":    `{"config":{"ExposedPorts":{` + strings.Join(ports, ",") + `}}}`,
 		"list of lists": `{"config":{"Entrypoint":[["sh"]]}}`,
 	} {
 		if got, err := parseConfig([]byte(raw)); err == nil {

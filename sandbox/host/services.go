@@ -316,7 +316,7 @@ func expectedPorts(env []string, exposed map[string]struct{}) ([]int, error) {
 		from, ok1 := portNumber(first)
 		to, ok2 := portNumber(last)
 		if ok1 && ok2 && (protocol == "" || protocol == "tcp") {
-			for p := from; p <= to; p++ {
+			for p := from; p <= min(to, from+maxPorts-1); p++ { // the lowest alone count
 				ports[p] = true
 			}
 		}

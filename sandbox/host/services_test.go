@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/url"
 	"strings"
@@ -159,6 +160,10 @@ func TestExpectedPorts(t *testing.T) {
 	for p := 100; p > 50; p-- {
 		many = append(many, portList([]int{p})+"/tcp")
 	}
+	ranges := map[string]struct{}{}
+	for i := range 1 << 17 {
+		ranges[fmt.Sprintf("%0*d-65535", 1+i%9, 1+i/9)] = struct{}{}
+	}
 	for name, c := range map[string]struct {
 		env     []string
 		exposed map[string]struct{}
@@ -171,6 +176,7 @@ func TestExpectedPorts(t *testing.T) {
 		"override":       {[]string{"HEALTHCHECK_TCP_PORT=99"}, words("80/tcp"), []int{99}},
 		"in any case":    {[]string{"A=1", "healthcheck_tcp_port=99"}, nil, []int{99}},
 		"first twenty":   {nil, words(many...), []int{51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70}},
+		"of many ranges": {nil, ranges, []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20}},
 		"another's name": {[]string{"XHEALTHCHECK_TCP_PORT=99"}, nil, nil},
 	} {
 		got, err := expectedPorts(c.env, c.exposed)
