@@ -24,6 +24,7 @@ require (
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL, for a fleet of authorities
 	github.com/miekg/pkcs11 v1.1.2 // state of a PKCS#11 token; linked by hallmark-pkcs11 alone
 	github.com/minio/minio-go/v7 v7.4.1 // S3-compatible object storage, for a fleet of authorities
+	github.com/opencontainers/go-digest v1.0.0 // type of the digests that image-spec and containerd take
 	github.com/opencontainers/image-spec v1.1.1 // types of image configuration
 	github.com/opencontainers/runtime-spec v1.3.0 // types of a container's specification
 	github.com/pjbgf/sha1cd v0.7.0 // SHA-1 with collision detection, for Git's objects
@@ -126,7 +127,6 @@ require (
 	github.com/moby/sys/userns v0.1.0 // indirect
 	github.com/ncruces/go-strftime v1.1.0 // indirect
 	github.com/oklog/ulid/v2 v2.1.1 // indirect
-	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/philhofer/fwd v1.2.0 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect

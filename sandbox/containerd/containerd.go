@@ -118,7 +118,9 @@ type Runtime struct {
 	pulls   flights
 	queue   queue
 	holds   holds
-	untidy  chan struct{} // has one element when there may be images to remove
+	// arrivals are watched lest they fill the disk.
+	arrivals arrivals
+	untidy   chan struct{} // has one element when there may be images to remove
 	// unpacking is held while one of several pulls unpacks what they share.
 	unpacking  locks
 	collecting sync.Mutex
@@ -172,6 +174,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Runtime, error) 
 	r := &Runtime{
 		cfg: cfg, log: log, layout: newLayout(cfg), patience: answerTimeout,
 		queue: queue{most: cfg.PullsAtOnce}, untidy: make(chan struct{}, 1),
+		arrivals: arrivals{free: func() (int64, error) { return diskFree(cfg.Root) }},
 	}
 	if err := r.start(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())

@@ -131,15 +131,27 @@ func (p *pull) run(ctx context.Context, say func(string)) error {
 	defer time.AfterFunc(turnTime, leave).Stop()
 	p.runtime.makeRoom(ctx)
 	defer p.runtime.grown()
-	if err := p.fetch(ctx, say); err != nil {
-		return err
+	return p.arrive(ctx, say)
+}
+
+// arrive gets the image while the disk has room for it.
+func (p *pull) arrive(ctx context.Context, say func(string)) error {
+	ctx, leave := p.runtime.arrive(ctx, p.reference)
+	defer leave()
+	err := p.fetch(ctx, say)
+	there := false
+	if err == nil {
+		there, err = p.present(ctx)
 	}
-	if there, err := p.present(ctx); there || err != nil {
-		return err
+	if err == nil && !there {
+		// A layer that was here when the pull passed it has been collected with
+		// another image since.
+		err = p.fetch(ctx, say)
 	}
-	// A layer that was here when the pull passed it has been collected with
-	// another image since.
-	return p.fetch(ctx, say)
+	if user, ok := errors.AsType[*sandbox.UserError](context.Cause(ctx)); ok && err != nil {
+		return user
+	}
+	return err
 }
 
 // fetch gets what is missing, and unpacks it.
