@@ -12,6 +12,7 @@ import (
 	"hallmark.build/integration/coordinator"
 	"hallmark.build/integration/harness"
 	"hallmark.build/integration/world"
+	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/record"
 )
 
@@ -76,14 +77,20 @@ func addPhases(b *testing.B, times *series, j timedJob) {
 		case record.JobOpened:
 			opened = e.Time
 		case record.ImageResolved:
-			resolved = e.Time
+			var image record.Image
+			if err := e.Decode(&image); err != nil {
+				b.Fatal(err)
+			}
+			if image.Role == string(sandbox.Build) {
+				resolved = e.Time
+			}
 		}
 	}
 	times.add(ours, " config, driver, payload", begin.Sub(j.began))
 	times.add(ours, " open with the authority", opened.Sub(begin))
 	times.add(ours, " first entry durable", resolving.Sub(opened))
-	times.add(ours, " resolve both images", resolved.Sub(resolving))
-	times.add(ours, " border, both containers", ready.Sub(resolved))
+	times.add(ours, " resolve the job's image", resolved.Sub(resolving))
+	times.add(ours, " until ready", ready.Sub(resolved))
 	for _, s := range dataOfB[record.Ended](b, entries, record.StageEnded) {
 		times.add(ours, " process of "+s.Stage, time.Duration(s.DurationMS)*time.Millisecond)
 	}

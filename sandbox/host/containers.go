@@ -13,62 +13,56 @@ import (
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/containerd"
 	"hallmark.build/sandbox/image"
+	"hallmark.build/sandbox/record"
 )
 
-// create starts all containers at once.
-func (h *Host) create(ctx context.Context, j *job, build, helper image.Image) error {
+// create starts all containers at once. The helper's may be there already.
+func (h *Host) create(ctx context.Context, j *job, build image.Image, helper *ahead) error {
+	close(helper.placed)
 	config, err := h.runtime.ImageConfig(ctx, build.Reference)
 	if err != nil {
 		return err
-	}
-	helperConfig, err := h.runtime.ImageConfig(ctx, helper.Reference)
-	if err != nil {
-		return fmt.Errorf("helper image: %s", err)
 	}
 	if j.user, j.entrypoint, err = h.identity(j, config); err != nil {
 		return err
 	}
 	j.workDir = config.WorkingDir
 	j.env[sandbox.Build] = merged(environment(config.Env, ""), j.payload.BuildEnv(buildsDir, h.cfg.RunnerVersion))
-	j.env[sandbox.Helper] = environment(helperConfig.Env, "/tmp")
 	mounts, err := j.mounts(sandbox.Build, jobHostname(j.payload))
 	if err != nil {
 		return err
 	}
-	helperMounts, err := j.mounts(sandbox.Helper, jobHostname(j.payload))
-	if err != nil {
-		return err
-	}
-	specs := map[sandbox.Role]sandbox.Spec{
-		sandbox.Build:  h.spec(j, sandbox.Build, build.Reference, mounts),
-		sandbox.Helper: h.spec(j, sandbox.Helper, helper.Reference, append(helperMounts, sandbox.Mount{Source: h.cfg.GitLabRunner, Target: "/usr/local/bin/gitlab-runner", ReadOnly: true})),
-	}
+	spec := h.spec(j, sandbox.Build, build.Reference, mounts)
+	spec.Dirs = dirsOf(config)
+	specs := []sandbox.Spec{spec}
 	for _, s := range j.services {
-		if specs[s.role], err = h.serviceSpec(j, s); err != nil {
+		if spec, err = h.serviceSpec(j, s); err != nil {
 			return err
 		}
-	}
-	for role, spec := range specs {
-		if role == sandbox.Build {
-			spec.Dirs = dirsOf(config)
-		}
-		if spec.NetNS, err = j.border.Namespace(networkOf(role)); err != nil {
-			return fmt.Errorf("border: %w", err)
-		}
-		specs[role] = spec
+		specs = append(specs, spec)
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	for role, spec := range specs {
-		g.Go(func() error {
-			c, err := h.runtime.Create(gctx, spec)
-			if err != nil {
-				return fmt.Errorf("%s container: %w", role, err)
-			}
-			j.keep(role, c) // even when the other one fails: teardown takes both
-			return nil
-		})
+	for _, spec := range specs {
+		g.Go(func() error { return h.start(gctx, j, spec) })
 	}
-	return g.Wait()
+	g.Go(func() error { return helper.made(gctx) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	j.env[sandbox.Helper] = helper.env
+	return j.noteImage(record.Image{Role: string(sandbox.Helper)}, helper.image)
+}
+
+func (h *Host) start(ctx context.Context, j *job, spec sandbox.Spec) (err error) {
+	if spec.NetNS, err = j.border.Namespace(networkOf(spec.Role)); err != nil {
+		return fmt.Errorf("border: %w", err)
+	}
+	c, err := h.runtime.Create(ctx, spec)
+	if err != nil {
+		return fmt.Errorf("%s container: %w", spec.Role, err)
+	}
+	j.keep(spec.Role, c) // even when another one fails: teardown takes all
+	return nil
 }
 
 func (h *Host) spec(j *job, role sandbox.Role, reference string, mounts []sandbox.Mount) sandbox.Spec {

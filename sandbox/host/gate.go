@@ -52,6 +52,17 @@ func (g *gate) enter(ctx context.Context, project string, wait func(others int))
 	return nil, context.Cause(ctx)
 }
 
+// tryEnter takes a place if there is another one beside it.
+func (g *gate) tryEnter() (leave func(), ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.free < 2 {
+		return nil, false
+	}
+	g.free--
+	return sync.OnceFunc(g.leave), true
+}
+
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

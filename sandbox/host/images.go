@@ -50,41 +50,26 @@ func (h *Host) imageName(j *job) string {
 	return h.cfg.DefaultImage
 }
 
-// fetchImages makes the images of the two containers that every job has present.
-func (h *Host) fetchImages(ctx context.Context, j *job, out *joblog.Log) (build, helper image.Image, err error) {
+// wishes are for the images of the two containers that every job has.
+func (h *Host) wishes(ctx context.Context, j *job, out *joblog.Log) (map[sandbox.Role]*wish, error) {
 	wanted := j.payload.Image
 	wanted.Name = h.imageName(j)
 	if h.cfg.Images.KeepEntrypoint && len(wanted.Entrypoint) > 0 {
 		out.Printf("the job's entrypoint is not used: the runner's admin keeps the image's own")
 	}
-	build, err = h.fetchImage(ctx, j, record.Image{Role: string(sandbox.Build)}, wanted, out)
+	build, err := h.wish(ctx, j, sandbox.Build, wanted, out)
 	if err != nil {
-		return build, helper, err
+		return nil, err
 	}
-	helper, err = h.fetchImage(ctx, j, record.Image{Role: string(sandbox.Helper)}, executor.Image{Name: h.cfg.HelperImage}, out)
+	helper, err := h.wish(ctx, j, sandbox.Helper, executor.Image{Name: h.cfg.HelperImage}, out)
 	if err != nil {
-		// The admin's image, so the admin's failure.
-		return build, helper, fmt.Errorf("helper image: %s", err)
+		return nil, adminsFault(err)
 	}
-	return build, helper, nil
+	return map[sandbox.Role]*wish{sandbox.Build: build, sandbox.Helper: helper}, nil
 }
 
-// fetchImage makes one image of the job's present and unpacked: it learns what
-// the name means and whether the job may have it, under the job's own login,
-// pulls what is missing, and records the image. entry says what the record is to
-// hold besides the image itself: the role at least. The image stays until the
-// job is torn down.
-func (h *Host) fetchImage(ctx context.Context, j *job, entry record.Image, wanted executor.Image, out *joblog.Log) (image.Image, error) {
-	w, err := h.wish(ctx, j, sandbox.Role(entry.Role), wanted, out)
-	if err != nil {
-		return image.Image{}, err
-	}
-	img, err := w.come(ctx)
-	if err != nil {
-		return image.Image{}, err
-	}
-	return img, j.noteImage(entry, img)
-}
+// adminsFault words an error of the helper's image, which the admin has chosen.
+func adminsFault(err error) error { return fmt.Errorf("helper image: %s", err) }
 
 // noteImage records an image that is there.
 func (j *job) noteImage(entry record.Image, img image.Image) error {
@@ -97,7 +82,9 @@ func (j *job) noteImage(entry record.Image, img image.Image) error {
 	return err
 }
 
-// A wish is an image that a job wants, with all that decides whether it gets it.
+// A wish is an image that a job wants, with all that decides whether it gets it:
+// what the name means and whether the job may have it, under the job's own login.
+// When it has come, the image is unpacked, and stays until the job is torn down.
 type wish struct {
 	host     *Host
 	job      *job

@@ -85,7 +85,7 @@ type container interface {
 	Hits() []sandbox.Hit
 }
 
-// containers are the attempt's, by role; all are made at once.
+// containers are the attempt's, by role.
 type containers struct {
 	mu     sync.Mutex
 	byRole map[sandbox.Role]container

@@ -184,3 +184,23 @@ func TestGateTakesProjectsInTurns(t *testing.T) {
 		t.Errorf("left over: %+v", g)
 	}
 }
+
+// TestGateLeavesOnePlaceToWhoEnters: what may as well wait never has others wait.
+func TestGateLeavesOnePlaceToWhoEnters(t *testing.T) {
+	g := newGate(2)
+	leave, ok := g.tryEnter()
+	if !ok {
+		t.Fatal("two places are free, and none can be had")
+	}
+	if _, ok := g.tryEnter(); ok {
+		t.Error("took the last place")
+	}
+	if _, err := g.enter(t.Context(), "project", func(int) { t.Error("waits at an open gate") }); err != nil {
+		t.Fatal(err)
+	}
+	leave()
+	leave()
+	if g.free != 1 {
+		t.Errorf("%d places are free, want 1", g.free)
+	}
+}

@@ -140,16 +140,10 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 	if err := h.open(ctx, j, req, pol); err != nil {
 		return err
 	}
-	var (
-		build, helper image.Image
-		both          errgroup.Group // neither waits for the other
-	)
-	both.Go(func() (err error) {
-		build, helper, err = h.fetchImages(ctx, j, out)
-		return err
-	})
-	both.Go(func() error { return h.enclose(ctx, j, pol, out) })
-	if err := both.Wait(); err != nil {
+	ahead, forgo := h.helperAhead(ctx, j)
+	defer forgo()
+	build, err := h.gather(ctx, j, pol, ahead, out)
+	if err != nil {
 		return err
 	}
 	if err := h.fetchServices(ctx, j, out); err != nil {
@@ -162,7 +156,7 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 		return err
 	}
 	defer leave()
-	if err := h.create(ctx, j, build, helper); err != nil {
+	if err := h.create(ctx, j, build, ahead); err != nil {
 		return err
 	}
 	leave()
@@ -174,6 +168,32 @@ func (h *Host) build(ctx context.Context, j *job, req executor.Request, out *job
 	}
 	out.Printf("record  attempt %s, sandbox ready in %.1f s", j.opened.Attempt, time.Since(j.started).Seconds())
 	return j.pump.acknowledged(ctx)
+}
+
+// gather encloses the sandbox and gets its images, of which none waits for
+// another, and returns the build's.
+func (h *Host) gather(ctx context.Context, j *job, pol policy.Policy, helper *ahead, out *joblog.Log) (build image.Image, err error) {
+	var both errgroup.Group
+	both.Go(func() error {
+		if err := h.enclose(ctx, j, pol, out); err != nil {
+			return err
+		}
+		close(helper.enclosed)
+		return nil
+	})
+	both.Go(func() (err error) {
+		wishes, err := h.wishes(ctx, j, out)
+		if err != nil {
+			return err
+		}
+		helper.wish <- wishes[sandbox.Helper]
+		if build, err = wishes[sandbox.Build].come(ctx); err != nil {
+			return err
+		}
+		return j.noteImage(record.Image{Role: string(sandbox.Build)}, build)
+	})
+	err = both.Wait()
+	return build, err
 }
 
 // enclose makes what a sandbox has apart from its containers.
