@@ -117,10 +117,16 @@ func publishThem(t *testing.T) (r repositories) {
 		theWorld.GitLab.Share(lib, "sources/super", "sources/old", "sources/ssh", "sources/rewritten", "sources/case", "sources/name")
 	}
 
-	attributes := "*.bin filter=lfs diff=lfs merge=lfs -text\n"
-	publish("sources/lfs", coordinator.Tree{Files: map[string]string{".gitattributes": attributes, "big.bin": theWorld.GitLab.KeepLFS([]byte(lfsContent))}})
-	publish("sources/badlfs", coordinator.Tree{Files: map[string]string{".gitattributes": attributes,
-		"big.bin": theWorld.GitLab.KeepLFSAs(strings.Repeat("5", 64), []byte(lfsContent))}})
+	for name, pointer := range map[string]string{
+		"lfs":    theWorld.GitLab.KeepLFS([]byte(lfsContent)),
+		"badlfs": theWorld.GitLab.KeepLFSAs(strings.Repeat("5", 64), []byte(lfsContent)),
+	} {
+		tree := coordinator.Tree{Files: map[string]string{".gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n", "big.bin": pointer}}
+		publish("sources/"+name, tree)
+		kept := publish("libs/"+name, tree)
+		super("sources/super"+name, map[string]string{"kept": "../../libs/" + name + ".git"}, map[string]string{"kept": kept})
+		theWorld.GitLab.Share("libs/"+name, "sources/super"+name)
+	}
 
 	repo := theWorld.Repository("sources/super")
 	for _, args := range [][]string{
@@ -209,6 +215,10 @@ func sourceCases(r repositories) map[string]sourceCase {
 		// Git LFS, by a redirect to the object storage.
 		"lfs":      {project: "sources/lfs", script: "cat big.bin", artifact: lfsContent, detail: "1 Git LFS objects", fetched: []string{"/sources/lfs.git/gitlab-lfs/objects/", "/sources/lfs.git/info/lfs/objects/batch"}},
 		"lfs left": {project: "sources/lfs", vars: "GIT_LFS_SKIP_SMUDGE=1", script: "head -c 7 big.bin", artifact: "version"},
+		"lfs in a submodule": {project: "sources/superlfs", vars: "GIT_SUBMODULE_STRATEGY=recursive", script: "cat kept/big.bin", artifact: lfsContent, detail: "1 Git LFS objects",
+			modules: []string{"kept served git+" + gitlab + "/libs/lfs.git@"}, fetched: []string{"/libs/lfs.git/gitlab-lfs/objects/", "/libs/lfs.git/info/lfs/objects/batch"}},
+		"lfs in a submodule left": {project: "sources/superlfs", vars: "GIT_SUBMODULE_STRATEGY=normal GIT_LFS_SKIP_SMUDGE=1", script: "head -c 7 kept/big.bin", artifact: "version",
+			modules: []string{"kept served git+" + gitlab + "/libs/lfs.git@"}},
 
 		// Attributes: what the commit's own ask for is its work tree.
 		"attributes":          {project: "sources/attributes", script: "cat run.bat", artifact: "one\r\ntwo\r\n", detail: "2 files as .gitattributes has them"},
@@ -216,25 +226,27 @@ func sourceCases(r repositories) map[string]sourceCase {
 		"configured by a job": {vars: "GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=core.autocrlf GIT_CONFIG_VALUE_0=true", fails: true, outcome: "mismatch", differs: "eol .gitmodules"},
 
 		// Attacks.
-		"names of two cases":     {project: "sources/case", vars: "GIT_SUBMODULE_STRATEGY=recursive", modules: []string{"A/modules/one served git+" + gitlab + "/libs/one.git@" + r.one}},
-		"a name that climbs":     {project: "sources/name", vars: "GIT_SUBMODULE_STRATEGY=recursive", fails: true, outcome: "none"},
-		"private submodule":      {project: "sources/private", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none"},
-		"server not allowed":     {project: "sources/canary", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none", blocked: "https://" + world.CanaryName + "/one.git/"},
-		"path not allowed":       {project: "sources/closed", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none", blocked: elsewhere + "/closed/one.git/"},
-		"ssh":                    {project: "sources/ssh", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none"},
-		"file":                   {project: "sources/file", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none"},
-		"commit that is not":     {project: "sources/rewritten", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none"},
-		"lfs with other bytes":   {project: "sources/badlfs", fails: true, outcome: "none"},
-		"submodule edited":       {vars: "GIT_SUBMODULE_STRATEGY=normal", hook: "echo evil > vendor/one/file", fails: true, outcome: "mismatch", differs: "changed vendor/one/file"},
-		"submodule at another":   {vars: "GIT_SUBMODULE_STRATEGY=normal", hook: "git -C vendor/one fetch -q origin " + r.oneOld + "; git -C vendor/one checkout -q " + r.oneOld, fails: true, outcome: "mismatch", differs: "changed vendor/one/file"},
-		"submodule made up":      {hook: "git init -q .git/modules/vendor/one; echo one > vendor/one/file", fails: true, outcome: "mismatch", differs: "submodule vendor/one"},
-		"modules planted":        {hook: "git -C vendor/one init -q; cd vendor/one; echo evil > file; git add file; git -c user.name=x -c user.email=x@x commit -qm x; git update-ref HEAD HEAD", fails: true, outcome: "mismatch", differs: "submodule vendor/one"},
-		"a link for a submodule": {hook: "rmdir vendor/one; ln -s .git vendor/one", fails: true, outcome: "mismatch", differs: "kind vendor/one"},
-		"another case":           {hook: "mkdir Vendor; echo x > Vendor/One", fails: true, outcome: "mismatch", differs: "added Vendor/"},
-		"replaced":               {hook: "echo evil > README; git -c user.name=x -c user.email=x@x commit -qam x; git replace -f $CI_COMMIT_SHA HEAD; git checkout -qf $CI_COMMIT_SHA", fails: true, outcome: "mismatch", differs: "changed README"},
-		"grafted and shallow":    {hook: "mkdir -p .git/info; echo $CI_COMMIT_SHA > .git/info/grafts; echo $CI_COMMIT_SHA > .git/shallow"},
-		"alternates":             {hook: "mv .git/objects ../hidden; mkdir -p .git/objects/info; echo $PWD/../hidden > .git/objects/info/alternates", fails: true, outcome: "absent"},
-		"another work tree":      {hook: "mkdir ../other; git config core.worktree ../../other; git checkout -qf HEAD; echo evil > README", fails: true, outcome: "mismatch", differs: "changed README"},
+		"names of two cases":                  {project: "sources/case", vars: "GIT_SUBMODULE_STRATEGY=recursive", modules: []string{"A/modules/one served git+" + gitlab + "/libs/one.git@" + r.one}},
+		"a name that climbs":                  {project: "sources/name", vars: "GIT_SUBMODULE_STRATEGY=recursive", fails: true, outcome: "none"},
+		"private submodule":                   {project: "sources/private", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none"},
+		"server not allowed":                  {project: "sources/canary", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none", blocked: "https://" + world.CanaryName + "/one.git/"},
+		"path not allowed":                    {project: "sources/closed", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none", blocked: elsewhere + "/closed/one.git/"},
+		"ssh":                                 {project: "sources/ssh", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none"},
+		"file":                                {project: "sources/file", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none"},
+		"commit that is not":                  {project: "sources/rewritten", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none"},
+		"lfs with other bytes":                {project: "sources/badlfs", fails: true, outcome: "none"},
+		"lfs in a submodule with other bytes": {project: "sources/superbadlfs", vars: "GIT_SUBMODULE_STRATEGY=normal", fails: true, outcome: "none"},
+		"lfs in a submodule edited":           {project: "sources/superlfs", vars: "GIT_SUBMODULE_STRATEGY=normal", hook: "echo evil > kept/big.bin", fails: true, outcome: "mismatch", differs: "changed kept/big.bin"},
+		"submodule edited":                    {vars: "GIT_SUBMODULE_STRATEGY=normal", hook: "echo evil > vendor/one/file", fails: true, outcome: "mismatch", differs: "changed vendor/one/file"},
+		"submodule at another":                {vars: "GIT_SUBMODULE_STRATEGY=normal", hook: "git -C vendor/one fetch -q origin " + r.oneOld + "; git -C vendor/one checkout -q " + r.oneOld, fails: true, outcome: "mismatch", differs: "changed vendor/one/file"},
+		"submodule made up":                   {hook: "git init -q .git/modules/vendor/one; echo one > vendor/one/file", fails: true, outcome: "mismatch", differs: "submodule vendor/one"},
+		"modules planted":                     {hook: "git -C vendor/one init -q; cd vendor/one; echo evil > file; git add file; git -c user.name=x -c user.email=x@x commit -qm x; git update-ref HEAD HEAD", fails: true, outcome: "mismatch", differs: "submodule vendor/one"},
+		"a link for a submodule":              {hook: "rmdir vendor/one; ln -s .git vendor/one", fails: true, outcome: "mismatch", differs: "kind vendor/one"},
+		"another case":                        {hook: "mkdir Vendor; echo x > Vendor/One", fails: true, outcome: "mismatch", differs: "added Vendor/"},
+		"replaced":                            {hook: "echo evil > README; git -c user.name=x -c user.email=x@x commit -qam x; git replace -f $CI_COMMIT_SHA HEAD; git checkout -qf $CI_COMMIT_SHA", fails: true, outcome: "mismatch", differs: "changed README"},
+		"grafted and shallow":                 {hook: "mkdir -p .git/info; echo $CI_COMMIT_SHA > .git/info/grafts; echo $CI_COMMIT_SHA > .git/shallow"},
+		"alternates":                          {hook: "mv .git/objects ../hidden; mkdir -p .git/objects/info; echo $PWD/../hidden > .git/objects/info/alternates", fails: true, outcome: "absent"},
+		"another work tree":                   {hook: "mkdir ../other; git config core.worktree ../../other; git checkout -qf HEAD; echo evil > README", fails: true, outcome: "mismatch", differs: "changed README"},
 	}
 }
 
@@ -256,7 +268,7 @@ func (c sourceCase) queued() coordinator.Job {
 	script := c.script
 	if script == "" {
 		script = "cat README"
-		if strings.Contains(c.project, "lfs") {
+		if c.project == "sources/lfs" || c.project == "sources/badlfs" {
 			script = "cat big.bin"
 		}
 	}
