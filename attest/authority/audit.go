@@ -3,6 +3,7 @@ package authority
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"hallmark.build/attest/store"
 )
@@ -87,6 +88,18 @@ func (a *Authority) auditSparingly(ctx context.Context, peer string, event Event
 		return
 	}
 	a.audit(ctx, event, fields...)
+}
+
+// maxWhy bounds, in bytes, what is said of a refusal.
+const maxWhy = 1 << 10
+
+// brief bounds the words of a refusal, which may quote what a host sent: they are
+// kept for good, and an answer that is a refusal waits here until it is read.
+func brief(why string) string {
+	if len(why) <= maxWhy {
+		return why
+	}
+	return strings.ToValidUTF8(why[:maxWhy], "") + "…"
 }
 
 // attemptFields tell which attempt an event is about, if it is about one.

@@ -285,7 +285,7 @@ func (a *Authority) unavailable(ctx context.Context, what string, err error) err
 // security refuses a call. about is the attempt that it concerns, if there is
 // one: it stays as it is.
 func (a *Authority) security(ctx context.Context, event Event, about *store.Attempt, format string, args ...any) error {
-	why := fmt.Sprintf(format, args...)
+	why := brief(fmt.Sprintf(format, args...))
 	a.audit(ctx, event, append([]any{"why", why}, attemptFields(about)...)...)
 	return status.Error(codes.PermissionDenied, why)
 }

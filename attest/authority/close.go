@@ -147,7 +147,7 @@ func (a *Authority) statements(ctx context.Context, at *store.Attempt) ([]attest
 
 // end closes an attempt without a bundle.
 func (a *Authority) end(ctx context.Context, at *store.Attempt, reason string) error {
-	return a.close(ctx, at, store.Decision{State: store.StateClosed, Reason: reason, Ended: a.now()})
+	return a.close(ctx, at, store.Decision{State: store.StateClosed, Reason: brief(reason), Ended: a.now()})
 }
 
 // close stores the last decision about an attempt. Of several the first holds.

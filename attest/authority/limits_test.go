@@ -482,6 +482,40 @@ func TestLimitsThatStay(t *testing.T) {
 	wantLimit(t, err, "ATTEMPTS_OF_JOB", false, "more than 16 attempts")
 }
 
+// TestLongQuotes holds that no refusal is as long as what it quotes: neither what is
+// kept of it, nor the answer, which waits until its host reads it.
+func TestLongQuotes(t *testing.T) {
+	f := newFleet(t)
+	h := f.join("runner-1")
+	long, none := strings.Repeat("\u00e9", 1<<20), strings.Repeat("0", 64)
+	job := int64(4242)
+	for name, tt := range map[string]struct {
+		line string
+		want codes.Code
+	}{
+		"no entry":  {`{"` + long + `":1}`, codes.InvalidArgument},
+		"its time":  {`{"seq":0,"time":"` + long + `","kind":"job_opened","prev":"` + none + `","data":{}}`, codes.PermissionDenied},
+		"its kind":  {`{"seq":0,"time":"2026-11-22T10:00:00.000000Z","kind":"` + long + `","prev":"` + none + `","data":{}}`, codes.PermissionDenied},
+		"its data":  {`{"seq":0,"time":"2026-11-22T10:00:00.000000Z","kind":"job_opened","prev":"` + none + `","data":{"` + long + `":1}}`, codes.PermissionDenied},
+		"the other": {`{"seq":1,"` + long + `":1}`, codes.PermissionDenied},
+	} {
+		job++
+		res, err := h.Open(t.Context(), requestFor(job))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.log.b.Reset()
+		_, err = h.Append(t.Context(), &authoritypb.AppendRequest{Attempt: res.GetAttempt(), Lines: [][]byte{[]byte(tt.line)}})
+		if wantCode(t, err, tt.want); len(client.Message(err)) < 100 || len(client.Message(err)) > 2<<10 {
+			t.Errorf("%s: %d bytes of words", name, len(client.Message(err)))
+		}
+		at, err := f.store.Attempt(t.Context(), res.GetAttempt())
+		if err != nil || len(at.Reason) > 2<<10 || len(f.log.String()) > 64<<10 {
+			t.Errorf("%s: %d bytes are kept, %d logged, %v", name, len(at.Reason), len(f.log.String()), err)
+		}
+	}
+}
+
 // TestPatience holds that a limit which passes is waited for by the client
 // itself.
 func TestPatience(t *testing.T) {

@@ -79,6 +79,7 @@ func (s *service) call(stream grpc.ServerStream, method string, handle func(cont
 			s.a.cfg.Log.ErrorContext(ctx, "call panicked", "method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 			err = status.Error(codes.Internal, "authority: internal error")
 		}
+		err = briefly(err)
 		s.a.metrics.called(path.Base(method), status.Code(err), hostLabel(caller, known), time.Since(started))
 		s.a.cfg.Log.DebugContext(ctx, "call", "method", method, "code", status.Code(err).String(),
 			"duration_ms", time.Since(started).Milliseconds(), "peer", peerOf(ctx))
@@ -102,6 +103,16 @@ func (s *service) call(stream grpc.ServerStream, method string, handle func(cont
 	}
 	room.leave() // who does not read takes nobody's turn
 	return send(stream, res)
+}
+
+// briefly bounds an error's words.
+func briefly(err error) error {
+	if s := status.Convert(err); len(s.Message()) > maxWhy {
+		p := s.Proto()
+		p.Message = brief(p.GetMessage())
+		return status.FromProto(p).Err()
+	}
+	return err
 }
 
 // send answers, and waits until nothing of the answer lies here any more. gRPC
