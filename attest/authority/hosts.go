@@ -151,11 +151,12 @@ func matchesAny(globs []string, name string) bool {
 }
 
 // ownAttempt refuses an attempt that another host opened, in the words for one that
-// does not exist: its name is nothing that the caller should know.
+// does not exist: its name is nothing that the caller should know. It also refuses
+// one that the host might not open any more.
 func (a *Authority) ownAttempt(ctx context.Context, at *store.Attempt) error {
 	c := callerOf(ctx)
 	if at.Host == c.Host {
-		return nil
+		return a.mayAttest(ctx, at.Profile, at.Job.Project)
 	}
 	a.auditSparingly(ctx, c.Host, EventForeignAttempt, append(attemptFields(at), "host", hostName(c.Host))...)
 	return noAttempt(at.ID)

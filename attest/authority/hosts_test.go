@@ -555,6 +555,37 @@ func TestRights(t *testing.T) {
 	}
 }
 
+// TestRightsOfAnOpenAttempt has a host join again with fewer rights, while it has
+// an attempt open.
+func TestRightsOfAnOpenAttempt(t *testing.T) {
+	f := newFleet(t)
+	h := f.join("runner-1")
+	closing, err := f.record(t.Context(), h, 4242)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h = f.join("runner-1", "other/**")
+	for what, call := range map[string]func() error{
+		"append": func() error {
+			_, err := h.Append(t.Context(), &authoritypb.AppendRequest{Attempt: closing.GetAttempt()})
+			return err
+		},
+		"close": func() error { _, err := h.Close(t.Context(), closing); return err },
+		"provenance": func() error {
+			_, err := h.Provenance(t.Context(), &authoritypb.ProvenanceRequest{Attempt: closing.GetAttempt(), JobId: 1})
+			return err
+		},
+	} {
+		if err := call(); status.Code(err) != codes.PermissionDenied || client.Message(err) != "host runner-1 may not attest project group/project" {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	h = f.join("runner-1")
+	if out, err := h.Close(t.Context(), closing); err != nil || len(out.GetAttestations()) != 1 {
+		t.Errorf("with its rights again: %v, %v", out, err)
+	}
+}
+
 // TestRightsWhileItWaits has an attempt wait for GitLab whose host is revoked, or
 // loses its right to the project, before GitLab answers.
 func TestRightsWhileItWaits(t *testing.T) {
