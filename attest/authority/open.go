@@ -148,6 +148,9 @@ func (a *Authority) mayOpen(ctx context.Context, job int64) ([]string, error) {
 	}
 	for i := range before {
 		at := &before[i]
+		if at.State == store.StateSuperseded {
+			continue // it was replaced because it had run nothing
+		}
 		if at.State == store.StateRefused {
 			return nil, a.security(ctx, EventSecondOpening, at, "job %d: attempt %s was refused (%s), so there is no other", job, at.ID, at.Reason)
 		}

@@ -156,20 +156,35 @@ func (a *Authority) resultOf(ctx context.Context, attempt string) (string, error
 		return "", err
 	}
 	defer f.Close()
-	tail := min(size, record.MaxLine+1)
-	if _, err := f.Seek(size-tail, io.SeekStart); err != nil {
-		return "", err
-	}
-	last, err := io.ReadAll(io.LimitReader(f, tail))
+	last, err := lastLine(f, size)
 	if err != nil {
 		return "", err
 	}
-	last = bytes.TrimSuffix(last, []byte("\n"))
 	var c record.Closing
-	if err := readData(last[bytes.LastIndexByte(last, '\n')+1:], record.Closed, &c); err != nil {
+	if err := readData(last, record.Closed, &c); err != nil {
 		return "", err
 	}
 	return c.Result, nil
+}
+
+// lastLine reads the last line of a record. Most are short, so it looks at a
+// little first.
+func lastLine(f io.ReadSeeker, size int64) ([]byte, error) {
+	for _, most := range []int64{4 << 10, record.MaxLine + 2} {
+		tail := min(size, most)
+		if _, err := f.Seek(size-tail, io.SeekStart); err != nil {
+			return nil, err
+		}
+		last, err := io.ReadAll(io.LimitReader(f, tail))
+		if err != nil {
+			return nil, err
+		}
+		last = bytes.TrimSuffix(last, []byte("\n"))
+		if i := bytes.LastIndexByte(last, '\n'); i >= 0 || tail == size {
+			return last[i+1:], nil
+		}
+	}
+	return nil, errors.New("stored record: its last line is too long")
 }
 
 // readData reads a line that was checked when it was appended.
