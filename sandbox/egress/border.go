@@ -40,6 +40,9 @@ type Config struct {
 	// SpoolDir is where artifacts and caches wait, unlinked, until they are matched or looked up. Whoever
 	// can read this directory's disk can read them.
 	SpoolDir string
+	// ArtifactBytes is how large an artifact may be, in or out; 0 is 64 GiB. It
+	// takes that much of the spool's disk.
+	ArtifactBytes int64
 	// CheckUpload decides over artifacts. Nil refuses every upload.
 	CheckUpload UploadCheck
 	// CheckDownload decides over artifacts of earlier jobs. Nil refuses every one.

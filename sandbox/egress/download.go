@@ -39,15 +39,15 @@ func (q *request) download(resp *http.Response, fetch record.Fetch, job int64) b
 	defer done()
 	fetch.Status, fetch.MediaType = resp.StatusCode, clip(printable(resp.Header.Get("Content-Type")), maxMediaType)
 	sum := sha256.New()
-	fetch.Bytes, err = io.Copy(io.MultiWriter(spool, sum), io.LimitReader(resp.Body, maxUpload+1))
+	fetch.Bytes, err = io.Copy(io.MultiWriter(spool, sum), io.LimitReader(resp.Body, b.artifactBytes()+1))
 	fetch.SHA256 = hex.EncodeToString(sum.Sum(nil))
 	switch {
 	case errors.Is(err, errSpool):
 		return q.systemFailure("artifact download", err)
 	case err != nil:
 		return q.abandoned(fetch, "the origin's answer was cut off")
-	case fetch.Bytes > maxUpload:
-		return q.refuse(refusal{rule: ruleCapacity, reason: fmt.Sprintf("an artifact larger than %d bytes", int64(maxUpload))})
+	case fetch.Bytes > b.artifactBytes():
+		return q.refuse(refusal{rule: ruleCapacity, reason: fmt.Sprintf("an artifact larger than %d bytes", b.artifactBytes())})
 	}
 	fetch.Invocation, fetch.Attestation, err = b.cfg.CheckDownload(q.p.ctx, job, fetch.SHA256)
 	var (

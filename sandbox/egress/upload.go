@@ -143,8 +143,8 @@ func (q *request) upload(d policy.Decision) bool {
 	if q.body.proceed() != nil {
 		return false
 	}
-	q.body.limit = maxUpload + partOverhead
-	p, err := readForm(q.body, q.Header.Get("Content-Type"), spool, maxUpload)
+	q.body.limit = b.artifactBytes() + partOverhead
+	p, err := readForm(q.body, q.Header.Get("Content-Type"), spool, b.artifactBytes())
 	var form *formError
 	switch {
 	case errors.As(err, &form):
@@ -155,6 +155,14 @@ func (q *request) upload(d policy.Decision) bool {
 		return q.refuse(refusal{rule: ruleUpload, reason: "the upload did not come to its end"})
 	}
 	return q.match(d, spool, p)
+}
+
+// artifactBytes is how large an artifact may be.
+func (b *Border) artifactBytes() int64 {
+	if n := b.cfg.ArtifactBytes; n > 0 {
+		return min(n, maxUpload)
+	}
+	return maxUpload
 }
 
 var errSpool = errors.New("spool")

@@ -206,6 +206,30 @@ func TestUploadThatCannotBeChecked(t *testing.T) {
 	}
 }
 
+// What an artifact takes of the spool's disk is bounded, whatever the job sends
+// or GitLab answers.
+func TestArtifactsAreBounded(t *testing.T) {
+	const most = 1 << 20
+	answer := strings.Repeat("x", most+1)
+	gl, c := &coordinator{answer: func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet {
+			_, _ = io.WriteString(w, answer)
+		}
+		return r.Method == http.MethodGet
+	}}, &checked{}
+	w, file, _ := uploadWorld(t, gl, c)
+	w.b.cfg.ArtifactBytes = most
+	out, _, _ := w.helperCurl("-i", "-F", "file=@"+file, w.gitlabURL(artifactsPath))
+	if hits, _ := gl.state(); hits != 0 || strings.Contains(out, " 201 ") || c.size != 0 {
+		t.Errorf("%d requests at gitlab, %d bytes checked, answer: %.300s", hits, c.size, out)
+	}
+	w.begin(sandbox.DownloadArtifacts)
+	out, _, _ = w.helperCurl("-i", w.gitlabURL(fmt.Sprintf("/api/v4/jobs/%d/artifacts", depID)))
+	if strings.Contains(out, "xxxx") || !strings.Contains(out, " 403 ") {
+		t.Errorf("answer: %.300s", out)
+	}
+}
+
 func TestUploadThatIsNotRecordedIsNotAnswered(t *testing.T) {
 	gl, c := &coordinator{}, &checked{}
 	w, file, _ := uploadWorld(t, gl, c)

@@ -329,7 +329,7 @@ func (h *Host) openBorder(ctx context.Context, j *job, pol policy.Policy, out *j
 	lifetime := time.Duration(j.payload.Runner.Timeout)*time.Second + deadlineSlack
 	border, err := egress.Open(ctx, egress.Config{
 		Policy: pol, Record: recorder{j}, GitLabRoots: h.cfg.GitLabRoots, UpstreamRoots: h.cfg.Upstream,
-		SpoolDir: h.spools(), CheckUpload: j.space.Match, Lifetime: lifetime,
+		SpoolDir: h.spools(), ArtifactBytes: j.limits.DiskBytes, CheckUpload: j.space.Match, Lifetime: lifetime,
 		CheckDownload: func(ctx context.Context, id int64, sha256 string) (string, string, error) {
 			return h.vouched(ctx, j, id, sha256)
 		},
