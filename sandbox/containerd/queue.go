@@ -10,8 +10,8 @@ import (
 
 // A queue lets a number of pulls in at a time. Who waits is let in by turns: of
 // all customers the one with the fewest pulls inside is next, of those the one
-// whose last turn is longest ago, and of its pulls the first. So a job with a
-// dozen services holds nobody up for more than one of them.
+// whose last turn is longest ago, and of its pulls the first. So a project
+// with a dozen jobs or services holds nobody up for more than one of them.
 type queue struct {
 	most int
 
