@@ -174,8 +174,8 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Runtime, error) 
 	r := &Runtime{
 		cfg: cfg, log: log, layout: newLayout(cfg), patience: answerTimeout,
 		queue: queue{most: cfg.PullsAtOnce}, untidy: make(chan struct{}, 1),
-		arrivals: arrivals{free: func() (int64, error) { return diskFree(cfg.Root) }},
 	}
+	r.arrivals.squeeze = r.nearlyFull
 	if err := r.start(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}

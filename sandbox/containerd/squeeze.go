@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"hallmark.build/sandbox"
 )
@@ -27,6 +28,8 @@ import (
 const (
 	squeezeEvery = 100 * time.Millisecond
 	leastFree    = 512 << 20 // bytes that pulls leave, whatever Keep.MinFree is
+	leastFiles   = 64        // pulls leave the disk room for one file in that many
+	perFile      = 16 << 10  // what a file weighs against bytes: as many as mkfs has for one
 	sweepTimeout = time.Minute
 )
 
@@ -35,7 +38,7 @@ type arrivals struct {
 	mu      sync.Mutex
 	running map[*arrival]bool
 	watched bool
-	free    func() (int64, error) // of the disk, in bytes
+	squeeze func() bool // whether the disk is nearly full
 }
 
 // An arrival is one image on its way.
@@ -90,38 +93,42 @@ func (r *Runtime) watchArrivals(ctx context.Context) {
 		if len(list) == 0 {
 			return
 		}
-		if !r.squeezed() {
+		if !r.arrivals.squeeze() {
 			continue
 		}
 		if err := r.Collect(ctx); err != nil {
 			r.log.Warn("images were not tidied", "error", err)
 		}
-		if r.squeezed() {
+		if r.arrivals.squeeze() {
 			r.endLargest(ctx, list)
 		}
 	}
 }
 
-func (r *Runtime) squeezed() bool {
-	free, err := r.arrivals.free()
-	return err == nil && free < max(leastFree, r.cfg.Keep.MinFree/2)
+// nearlyFull reports whether pulls have to stop: bytes or files are at their end.
+func (r *Runtime) nearlyFull() bool {
+	var st unix.Statfs_t
+	if unix.Statfs(r.cfg.Root, &st) != nil {
+		return false
+	}
+	return int64(st.Bavail)*st.Bsize < max(leastFree, r.cfg.Keep.MinFree/2) || st.Files > 0 && st.Ffree < st.Files/leastFiles
 }
 
 // endLargest ends the pull that has written most, and waits until that is gone.
 func (r *Runtime) endLargest(ctx context.Context, list []*arrival) {
-	largest, most := list[0], int64(-1)
+	largest, most := list[0], snapshots.Usage{Size: -1}
 	for _, a := range list {
-		size, err := r.written(ctx, a)
+		u, err := r.written(ctx, a)
 		if err != nil {
 			r.log.Warn("a pull's share of the disk is not known", "image", a.reference, "error", err)
 		}
-		if size > most {
-			largest, most = a, size
+		if u.Size+u.Inodes*perFile > most.Size+most.Inodes*perFile {
+			largest, most = a, u
 		}
 	}
-	r.log.Warn("pull ended: the disk is nearly full", "image", largest.reference, "bytes", most)
+	r.log.Warn("pull ended: the disk is nearly full", "image", largest.reference, "bytes", most.Size, "files", most.Inodes)
 	largest.stop(&sandbox.UserError{
-		Err:  fmt.Errorf("this host's disk is nearly full, and of all images on their way this one takes most: %s so far", megabytes(most)),
+		Err:  fmt.Errorf("this host's disk is nearly full, and of all images on their way this one takes most: %s in %d files so far", megabytes(most.Size), most.Inodes),
 		Hint: "use a smaller image, or ask the runner's admin for more room",
 	})
 	<-largest.ended
@@ -133,18 +140,18 @@ func (r *Runtime) endLargest(ctx context.Context, list []*arrival) {
 }
 
 // written is what a pull has added to the disk, packed and unpacked.
-func (r *Runtime) written(ctx context.Context, a *arrival) (total int64, err error) {
+func (r *Runtime) written(ctx context.Context, a *arrival) (total snapshots.Usage, err error) {
 	layers, chains, err := r.partsOf(ctx, a.reference)
 	if err != nil {
-		return 0, err
+		return total, err
 	}
 	running, err := r.client.ContentStore().ListStatuses(ctx)
 	if err != nil {
-		return 0, err
+		return total, err
 	}
 	for _, s := range running {
 		if _, d, ok := strings.Cut(s.Ref, "layer-"); ok && layers[d] {
-			total += s.Offset
+			total.Size += s.Offset
 		}
 	}
 	sn := r.client.SnapshotService(snapshotter)
@@ -157,7 +164,7 @@ func (r *Runtime) written(ctx context.Context, a *arrival) (total int64, err err
 		if errdefs.IsNotFound(err) {
 			return nil
 		}
-		total += size.Size
+		total.Add(size)
 		return err
 	})
 	return total, err
