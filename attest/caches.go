@@ -56,7 +56,8 @@ func (c *checker) addCache(e record.Entry) *Refusal {
 	}
 	switch k.Action {
 	case cacheRestored:
-		if !restoring || c.tenant || k.SHA256 == "" {
+		// A service may run by now: what it serves is no cache.
+		if !restoring || c.ran[roleBuild] || k.SHA256 == "" {
 			return refuse(e, CacheInconsistent, "cache %q restored in %s, after tenant code ran, or without a digest", k.Key, k.Stage)
 		}
 	case cacheStored:

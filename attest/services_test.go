@@ -106,3 +106,16 @@ func TestComparisonAfterAServiceFetchedIsRefused(t *testing.T) {
 	again := events[slices.IndexFunc(events, kind(record.SourceVerified))]
 	refused(t, "compared again", insert(events, again, starts("build_script")), attest.SourceAfterTenant)
 }
+
+// A service that reaches out as soon as it runs does so before caches are restored.
+func TestCacheIsRestoredAfterAServiceFetched(t *testing.T) {
+	events := withServices(attesttest.Dependencies(1), serviceOf(database, "postgres"))
+	o := events[0].Data.(record.Opened)
+	o.External.Caches = []record.CacheRule{{Key: "deps", Paths: []string{"vendor/"}}}
+	events[0].Data = o
+	f := attesttest.Fetch("services", "GET", "https://modules.example.com/x", "x")
+	f.Role = "build"
+	events = insert(events, event(record.Fetched, f), starts("build_script"))
+	events = insert(events, event(record.CacheUsed, attesttest.Restored()), starts("build_script"))
+	one(t, events)
+}
