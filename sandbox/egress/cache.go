@@ -302,7 +302,7 @@ func storageHeader(in http.Header, query string) http.Header {
 		if len(values) != 1 || len(values[0]) > maxHeaderValue || unsent[lower] || strings.Contains(lower, "copy-source") {
 			continue
 		}
-		if signed(lower) || lower == "content-type" || lower == "x-ms-blob-type" || lower == "x-ms-version" {
+		if signed(lower) && (vendors(lower) || lower == "content-md5") || lower == "content-type" || lower == "x-ms-blob-type" || lower == "x-ms-version" {
 			out[name] = values
 		}
 	}
@@ -335,6 +335,12 @@ func signedHeaders(query string) func(lower string) bool {
 		}
 	}
 	return func(lower string) bool {
-		return names[lower] || old && (strings.HasPrefix(lower, "x-amz-") || strings.HasPrefix(lower, "x-goog-"))
+		return names[lower] || old && vendors(lower)
 	}
+}
+
+// vendors reports headers that an object storage has a meaning for: with others a
+// URL of a tenant's own making could speak to what stands before it.
+func vendors(lower string) bool {
+	return strings.HasPrefix(lower, "x-amz-") || strings.HasPrefix(lower, "x-goog-")
 }
