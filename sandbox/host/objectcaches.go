@@ -22,11 +22,11 @@ import (
 const cachePatience = 10 * time.Second
 
 // remoteURL is how the runner's scripts tell the helper of an object storage.
-var remoteURL = regexp.MustCompile(`--(gocloud-)?url\b`)
+var remoteURL = regexp.MustCompile(`\bcache-(?:extractor|archiver)\b[^\n]*?--(?:gocloud-)?url\b`)
 
 // remote reports whether a script's caches lie in an object storage that the
-// border lets the helper reach. A tenant who writes such a word into the script
-// goes without caches.
+// border lets the helper reach. A tenant who gets such words into the script goes
+// without caches.
 func (h *Host) remote(script []byte) bool {
 	return len(h.cfg.Caches.Servers) > 0 && remoteURL.Match(script)
 }
