@@ -59,7 +59,7 @@ func (w *World) configure() error {
 	w.Runner = &Daemon{
 		Name: "gitlab-runner", UID: RunnerUID, log: filepath.Join(w.logs, "gitlab-runner.log"),
 		Args: []string{"/usr/lib/hallmark/gitlab-runner", "run", "--config", RunnerFile, "--working-directory", "/var/lib/gitlab-runner"},
-		Env:  []string{"TMPDIR=/var/lib/gitlab-runner/tmp"},
+		Env:  []string{"TMPDIR=/var/lib/gitlab-runner/tmp", "AWS_ENDPOINT_URL_STS=http://" + StorageName},
 	}
 	if err := makeDir("/var/lib/gitlab-runner/tmp", 0o700, RunnerUID); err != nil {
 		return err
@@ -107,7 +107,7 @@ paths = ["/open"]
 func (w *World) configureRunner() error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "concurrent = 4\ncheck_interval = 1\nlog_level = \"info\"\nshutdown_timeout = 20\n")
-	for _, r := range []struct{ profile, token, more string }{{"hermetic", Hermetic, ""}, {"firewalled", Firewalled, ""}, {"hermetic", Stored, storageBlock()}} {
+	for _, r := range []struct{ profile, token, more string }{{"hermetic", Hermetic, ""}, {"firewalled", Firewalled, ""}, {"hermetic", Stored, storageBlock("")}, {"hermetic", Assumed, storageBlock(storageRole)}, {"hermetic", Azure, azureBlock()}} {
 		block, err := w.runnerBlock(r.profile)
 		if err != nil {
 			return err

@@ -28,6 +28,8 @@ const (
 	Hermetic   = "glrt-hermetic0123456789"
 	Firewalled = "glrt-firewalled01234567"
 	Stored     = "glrt-stored012345678901" // hermetic, with caches in object storage
+	Azure      = "glrt-azure0123456789012" // the same, in Azure
+	Assumed    = "glrt-assumed01234567890" // the same, in S3 by a role
 	Shell      = "glrt-shellexecutor01234" // no sandbox: what to compare with
 )
 
@@ -46,7 +48,7 @@ type World struct {
 	Images map[string]string
 	// Pinned are the same by digest.
 	Pinned map[string]string
-	// Storage is where the runner registered as [Stored] keeps caches.
+	// Storage is where the runners registered as [Stored], [Azure] and [Assumed] keep caches.
 	Storage *Storage
 	// Private is a registry that wants logins. It is empty.
 	Private *images.Registry
@@ -136,6 +138,7 @@ func (w *World) connect() (err error) {
 		{gitAddr + ":443", git, true},
 		{objectsAddr + ":443", http.HandlerFunc(w.GitLab.ServeObjects), true},
 		{storageAddr + ":443", w.Storage, true},
+		{storageAddr + ":80", http.HandlerFunc(assumeRole), false},
 		{packagesAddr + ":443", packages, true},
 		{packagesAddr + ":80", packages, false},
 	} {
