@@ -142,7 +142,7 @@ func (h *Host) restoreCaches(ctx context.Context, j *job, script []byte, out *jo
 	}
 	defer dir.Close()
 	// The job is to find there what the host gives it, and nothing else.
-	if err := workspace.Empty(dir); err != nil {
+	if err := workspace.Empty(ctx, dir); err != nil {
 		return fmt.Errorf("clear /cache: %w", err)
 	}
 	j.caches.given = map[string]string{}

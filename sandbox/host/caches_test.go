@@ -200,7 +200,7 @@ func TestCopiesAreTheJobs(t *testing.T) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if err := workspace.Empty(w.dir); err != nil {
+	if err := workspace.Empty(t.Context(), w.dir); err != nil {
 		t.Fatal(err)
 	}
 	if used := w.restore(t); used.Action != "restored" {
@@ -223,7 +223,7 @@ func TestPlantedNamesLeadNowhere(t *testing.T) {
 	if left, err := os.ReadDir(out); err != nil || len(left) > 0 {
 		t.Errorf("%d files outside, %v", len(left), err)
 	}
-	if err := workspace.Empty(w.dir); err != nil {
+	if err := workspace.Empty(t.Context(), w.dir); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.dir.Lstat("group"); !errors.Is(err, os.ErrNotExist) {
@@ -263,7 +263,7 @@ func TestDeepCachesTakeNoDescriptors(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}
-	err = workspace.Empty(w.dir)
+	err = workspace.Empty(t.Context(), w.dir)
 	if err := errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &usual)); err != nil {
 		t.Fatal(err)
 	}

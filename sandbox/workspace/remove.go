@@ -1,6 +1,7 @@
 package workspace
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -32,7 +33,7 @@ func removeAt(parent int, name string) error {
 		return err
 	}
 	defer top.Close()
-	r := remover{top: top}
+	r := remover{top: top, canceled: func() error { return nil }}
 	for {
 		if err := r.empty(top, 0); err != nil {
 			return err
@@ -44,15 +45,16 @@ func removeAt(parent int, name string) error {
 	}
 }
 
-// Empty removes all that is in a directory that a job wrote to. Unlike RemoveAll of
-// os it holds few directories open, however deep they are nested.
-func Empty(dir *os.Root) error {
+// Empty removes all that is in a directory that a job writes to. Unlike RemoveAll of
+// os it holds few directories open, however deep they are nested, and ends with ctx:
+// a service may go on filling what is emptied.
+func Empty(ctx context.Context, dir *os.Root) error {
 	top, err := dir.Open(".")
 	if err != nil {
 		return err
 	}
 	defer top.Close()
-	r := remover{top: top}
+	r := remover{top: top, canceled: ctx.Err}
 	for {
 		before := r.moved
 		if err := r.empty(top, 0); err != nil || r.moved == before {
@@ -62,8 +64,9 @@ func Empty(dir *os.Root) error {
 }
 
 type remover struct {
-	top   *os.File // the tree's root, where deep parts are moved
-	moved int
+	top      *os.File // the tree's root, where deep parts are moved
+	moved    int
+	canceled func() error
 }
 
 // empty removes all entries of dir that it can see.
@@ -74,6 +77,9 @@ func (r *remover) empty(dir *os.File, depth int) error {
 	for {
 		names, err := dir.Readdirnames(removeBatch)
 		for _, name := range names {
+			if err := r.canceled(); err != nil {
+				return err
+			}
 			if err := r.remove(dir, name, depth); err != nil {
 				return fmt.Errorf("%q: %w", name, err)
 			}

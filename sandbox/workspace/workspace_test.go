@@ -1,10 +1,13 @@
 package workspace
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -138,6 +141,47 @@ func TestCloseRemovesHostileTrees(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(victim, "precious")); err != nil {
 		t.Errorf("followed a link out of the workspace: %v", err)
+	}
+}
+
+// TestEmptyEndsWithItsContext: a service that fills /cache as fast as it is emptied
+// must not keep its job for ever.
+func TestEmptyEndsWithItsContext(t *testing.T) {
+	w := newWorkspace(t)
+	dir, err := w.Cache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	var filler sync.WaitGroup
+	ended := make(chan struct{})
+	filler.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-ended:
+				return
+			default:
+			}
+			_ = dir.MkdirAll(fmt.Sprintf("%d/a/b", i), 0o777)
+			if i == 2000 {
+				cancel()
+			}
+		}
+	})
+	for err == nil {
+		err = Empty(ctx, dir) // it may catch up
+	}
+	close(ended)
+	filler.Wait()
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if err := Empty(t.Context(), dir); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(w.path(cacheName)); err != nil || len(left) > 0 {
+		t.Errorf("%d left, %v", len(left), err)
 	}
 }
 
