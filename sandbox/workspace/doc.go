@@ -103,7 +103,8 @@
 // whose name is the artifact's is preferred.
 //
 // Archives that are true, but name files in ways that systems read differently
-// (case, Unicode form, backslash, not UTF-8) are refused as the job's failure.
+// (case, Unicode form, what nobody sees, backslash, not UTF-8), or a directory by a
+// name that can be a link's, are refused as the job's failure.
 //
 // # Needs
 //

@@ -478,6 +478,8 @@ func TestMatchRefusesAmbiguousNames(t *testing.T) {
 		format string
 	}{
 		"case": {mac("F2", "f2"), "zip"}, "unicode form": {mac("nf\u00fc", "nfu\u0308"), "zip"}, "backslash": {mac(`back\slash`), "zip"},
+		"invisible": {mac("f", "f\u200d"), "zip"}, "sharp s": {mac("stra\u00dfe", "STRASSE"), "zip"}, "trailing dot": {mac("d/f.", "d/f"), "zip"}, "trailing space": {mac("d /f", "d/f"), "zip"},
+		"a file for a directory": {mac("D", "d/f"), "zip"}, "and the other way round": {mac("d/e/f", "D/E"), "zip"},
 		"latin 1": {mac("latin\xe9"), "zip"}, "gzip backslash": {gz.Bytes(), "gzip"}, "format": {mac("f"), "zipzstd"}, "no format": {mac("f"), ""},
 	} {
 		_, err := w.match(t, c.data, c.format, "a.zip")
@@ -490,12 +492,12 @@ func TestMatchRefusesAmbiguousNames(t *testing.T) {
 }
 
 func TestFold(t *testing.T) {
-	for _, c := range [][2]string{{"A", "a"}, {"K", "\u212a"}, {"é", "e\u0301"}, {"É", "e\u0301"}, {"ſ", "S"}, {"σ", "ς"}} {
+	for _, c := range [][2]string{{"A", "a"}, {"K", "\u212a"}, {"é", "e\u0301"}, {"É", "e\u0301"}, {"ſ", "S"}, {"σ", "ς"}, {"ß", "SS"}, {"a", "\u200da\ufe0f"}, {"a/b", "a./b .."}} {
 		if fold(c[0]) != fold(c[1]) {
 			t.Errorf("%q and %q are kept apart", c[0], c[1])
 		}
 	}
-	for _, c := range [][2]string{{"a", "b"}, {"a", "á"}, {"a/b", "a_b"}} {
+	for _, c := range [][2]string{{"a", "b"}, {"a", "á"}, {"a/b", "a_b"}, {"a", ".a"}, {"a b", "ab"}, {"a/b", "a.b"}} {
 		if fold(c[0]) == fold(c[1]) {
 			t.Errorf("%q and %q are not kept apart", c[0], c[1])
 		}

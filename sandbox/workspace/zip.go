@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/text/cases"
 	"golang.org/x/text/unicode/norm"
 
 	"hallmark.build/sandbox"
@@ -497,18 +498,41 @@ func checkNames(members []member) error {
 		}
 		folded[key] = i
 	}
+	return checkParents(members, folded)
+}
+
+// checkParents refuses a file or link that a file system could take for a
+// directory of other members: what lies in that would go where it leads. One that
+// has the directory's very name is no member of the sealed workspace.
+func checkParents(members []member, folded map[string]int) error {
+	seen := map[string]bool{}
+	for key, i := range folded {
+		for slash := strings.LastIndexByte(key, '/'); slash > 0 && !seen[key[:slash]]; slash = strings.LastIndexByte(key[:slash], '/') {
+			seen[key[:slash]] = true
+			if j, taken := folded[key[:slash]]; taken && members[j].kind != kindDirectory && !strings.HasPrefix(members[i].name, members[j].name+"/") {
+				return ambiguous("%s and %s: a %s and a directory of one name where case or Unicode form do not count",
+					show(members[j].name), show(members[i].name), members[j].kind)
+			}
+		}
+	}
 	return nil
 }
 
-// fold maps names to one another that differ in case or Unicode form alone.
+// fold maps names to one another that some file system takes for the same: those
+// that differ in case, Unicode form, characters that nobody sees, or dots and
+// spaces at an end.
 func fold(name string) string {
-	return norm.NFC.String(strings.Map(func(r rune) rune {
-		least := r
-		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
-			least = min(least, f)
+	seen := strings.Map(func(r rune) rune {
+		if unicode.In(r, unicode.Cf, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point) {
+			return -1
 		}
-		return least
-	}, norm.NFD.String(name)))
+		return r
+	}, norm.NFD.String(name))
+	parts := strings.Split(norm.NFC.String(cases.Fold().String(seen)), "/")
+	for i, p := range parts {
+		parts[i] = strings.TrimRight(p, ". ")
+	}
+	return strings.Join(parts, "/")
 }
 
 // ambiguous is an archive that tells the truth in a way that not every reader
