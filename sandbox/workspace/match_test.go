@@ -692,22 +692,29 @@ func TestMatchRawIsNoEndlessWork(t *testing.T) {
 }
 
 func TestMatchRawBoundsItsSearch(t *testing.T) {
-	for name, fill := range map[string]func(t *testing.T, project string){
-		"long paths": makeLong,
-		"many files": func(t *testing.T, project string) {
-			for i := range maxCandidates + 1 {
-				mustWrite(t, fmt.Sprintf("%s/%d", project, i), "x")
-			}
-		},
+	top := t.TempDir()
+	for _, name := range []string{"a/f", "b/f", "f", "g"} {
+		mustWrite(t, top+"/"+name, "x")
+	}
+	for name, c := range map[string]struct {
+		left searchLimits
+		good bool
+	}{
+		"enough":         {searchLimits{4, 2 * len("rel/a"), 2}, true},
+		"too many":       {searchLimits{3, 100, 2}, false},
+		"too long":       {searchLimits{4, 2*len("rel/a") - 1, 2}, false},
+		"too many alike": {searchLimits{4, 100, 1}, false},
 	} {
-		t.Run(name, func(t *testing.T) {
-			w := sealed(t, func(_ testing.TB, project string) { fill(t, project) })
-			got, err := w.match(t, []byte("y"), "raw", "report")
-			var user *sandbox.UserError
-			if !errors.As(err, &user) {
-				t.Errorf("%+v, %v; want an error of the job's", got, err)
-			}
-		})
+		dir, err := os.Open(top)
+		if err != nil {
+			t.Fatal(err)
+		}
+		below, found, err := listOfSize(t.Context(), dir, "rel", 1, &c.left)
+		dir.Close()
+		var user *sandbox.UserError
+		if (err == nil) != c.good || err != nil && !errors.As(err, &user) || c.good && len(below)+len(found) != 4 {
+			t.Errorf("%s: %q, %q, %v", name, below, found, err)
+		}
 	}
 }
 
