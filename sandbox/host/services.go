@@ -41,6 +41,9 @@ type ServiceRules struct {
 // work tree is sealed: what they lay down there in the end is an output too.
 const serviceGrace = 2 * time.Second
 
+// maxAliases bounds the names of one service that a job chooses.
+const maxAliases = 64
+
 // buildName is how services find the build.
 const buildName = "build"
 
@@ -121,7 +124,12 @@ func (h *Host) serviceNames(j *executor.Job, profile sandbox.Profile, s executor
 			add(name)
 		}
 	}
-	for _, alias := range s.Aliases() {
+	aliases := s.Aliases()
+	if len(aliases) > maxAliases {
+		return nil, &sandbox.UserError{Err: fmt.Errorf("service %s: %d aliases", s.Name, len(aliases)),
+			Hint: fmt.Sprintf("give it %d at most", maxAliases)}
+	}
+	for _, alias := range aliases {
 		name, ok := hostName(alias)
 		if !ok {
 			return nil, &sandbox.UserError{Err: fmt.Errorf("service %s: the alias %q is no host name", s.Name, joblog.Clean(alias)),

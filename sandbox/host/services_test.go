@@ -71,6 +71,10 @@ func TestPlanServices(t *testing.T) {
 }
 
 func TestServicesThatAJobCannotHave(t *testing.T) {
+	var aliases strings.Builder // 3 MB, as a payload can have
+	for i := range 1 << 19 {
+		fmt.Fprintf(&aliases, "a%x ", i)
+	}
 	for name, c := range map[string]struct {
 		alias, says string
 		hermetic    bool // allowed there
@@ -91,6 +95,7 @@ func TestServicesThatAJobCannotHave(t *testing.T) {
 		"an empty label":     {"a..b", "no host name", false},
 		"rooted":             {"a.", "no host name", false},
 		"too long":           {strings.Repeat("a", 64), "no host name", false},
+		"too many":           {aliases.String(), "524288 aliases", false},
 	} {
 		job := &executor.Job{ID: 7, Services: []executor.Image{{Name: "redis", Alias: c.alias}}}
 		for _, profile := range []sandbox.Profile{sandbox.Hermetic, sandbox.Firewalled} {
