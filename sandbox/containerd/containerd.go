@@ -175,7 +175,7 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Runtime, error) 
 		cfg: cfg, log: log, layout: newLayout(cfg), patience: answerTimeout,
 		queue: queue{most: cfg.PullsAtOnce}, untidy: make(chan struct{}, 1),
 	}
-	r.arrivals.squeeze = r.nearlyFull
+	r.arrivals.squeeze, r.arrivals.large = r.nearlyFull, leastFree
 	if err := r.start(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}

@@ -148,8 +148,8 @@ func (p *pull) arrive(ctx context.Context, say func(string)) error {
 		// another image since.
 		err = p.fetch(ctx, say)
 	}
-	if user, ok := errors.AsType[*sandbox.UserError](context.Cause(ctx)); ok && err != nil {
-		return user
+	if why := context.Cause(ctx); err != nil && errors.Is(why, errFull) {
+		return why
 	}
 	return err
 }

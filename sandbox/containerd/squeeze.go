@@ -39,7 +39,10 @@ type arrivals struct {
 	running map[*arrival]bool
 	watched bool
 	squeeze func() bool // whether the disk is nearly full
+	large   int64       // bytes from which on an image is to blame for that
 }
+
+var errFull = errors.New("this host's disk is nearly full")
 
 // An arrival is one image on its way.
 type arrival struct {
@@ -49,8 +52,8 @@ type arrival struct {
 	ended     chan struct{}
 }
 
-// arrive has the disk watched until leave is called. The context ends, with a
-// *sandbox.UserError as its cause, if the image takes too much.
+// arrive has the disk watched until leave is called. The context ends, with the
+// cause, if the image takes too much.
 func (r *Runtime) arrive(ctx context.Context, reference string) (_ context.Context, leave func()) {
 	ctx, stop := context.WithCancelCause(ctx)
 	a := &arrival{reference: reference, since: time.Now(), stop: stop, ended: make(chan struct{})}
@@ -122,15 +125,19 @@ func (r *Runtime) endLargest(ctx context.Context, list []*arrival) {
 		if err != nil {
 			r.log.Warn("a pull's share of the disk is not known", "image", a.reference, "error", err)
 		}
-		if u.Size+u.Inodes*perFile > most.Size+most.Inodes*perFile {
+		if weight(u) > weight(most) {
 			largest, most = a, u
 		}
 	}
 	r.log.Warn("pull ended: the disk is nearly full", "image", largest.reference, "bytes", most.Size, "files", most.Inodes)
-	largest.stop(&sandbox.UserError{
-		Err:  fmt.Errorf("this host's disk is nearly full, and of all images on their way this one takes most: %s in %d files so far", megabytes(most.Size), most.Inodes),
-		Hint: "use a smaller image, or ask the runner's admin for more room",
-	})
+	why := errFull
+	if weight(most) >= r.arrivals.large {
+		why = &sandbox.UserError{
+			Err:  fmt.Errorf("%w, and of all images on their way this one takes most: %s in %d files so far", errFull, megabytes(most.Size), most.Inodes),
+			Hint: "use a smaller image, or ask the runner's admin for more room",
+		}
+	}
+	largest.stop(why)
 	<-largest.ended
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
@@ -138,6 +145,8 @@ func (r *Runtime) endLargest(ctx context.Context, list []*arrival) {
 		r.log.Warn("images were not tidied", "error", err)
 	}
 }
+
+func weight(u snapshots.Usage) int64 { return u.Size + u.Inodes*perFile }
 
 // written is what a pull has added to the disk, packed and unpacked.
 func (r *Runtime) written(ctx context.Context, a *arrival) (total snapshots.Usage, err error) {

@@ -54,6 +54,7 @@ func TestImageThatFillsTheDiskEndsAlone(t *testing.T) {
 	if r.arrivals.squeeze() {
 		t.Error("this machine's disk is nearly full")
 	}
+	r.arrivals.large = size / 2
 	for what, entries := range bombs {
 		// The bomb's last layer never comes, so that it is on its way when it is
 		// measured.
@@ -89,5 +90,14 @@ func TestImageThatFillsTheDiskEndsAlone(t *testing.T) {
 		if err := <-small; err != nil {
 			t.Errorf("%s: the image beside it: %v", what, err)
 		}
+	}
+	// Where others have filled the disk the job is not to blame.
+	other, _, shared := twins(t, b, "innocent")
+	host, _ := counting(t, b, map[string]chan struct{}{shared: make(chan struct{})})
+	r.cfg.PlainHTTP = append(r.cfg.PlainHTTP, host)
+	r.arrivals.squeeze = func() bool { return true }
+	err = r.Pull(t.Context(), Order{Reference: host + other})
+	if _, user := errors.AsType[*sandbox.UserError](err); user || !errors.Is(err, errFull) {
+		t.Errorf("a small image on a full disk: %v, want the host's failure", err)
 	}
 }
