@@ -23,6 +23,9 @@ import (
 // atomic.
 const MaxLine = 2048
 
+// maxSource bounds the name of who is quoted.
+const maxSource = 256
+
 const (
 	reset = "\x1b[0;m"
 	red   = "\x1b[31;1m"
@@ -105,7 +108,7 @@ func (l *Log) Warn(text string) {
 
 // Quote writes a line that a service said, as GitLab Runner shows it.
 func (l *Log) Quote(source, line string) {
-	l.write(grey + "[service:" + Clean(source) + "] " + Clean(line) + reset + "\n")
+	l.write(grey + "[service:" + cut(Clean(source), maxSource) + "] " + Clean(line) + reset + "\n")
 }
 
 // Error writes what went wrong.
@@ -153,7 +156,7 @@ func Clean(s string) string {
 		marks = 0
 		b.WriteRune(r)
 	}
-	return cut(defuse(b.String()))
+	return cut(defuse(b.String()), MaxLine)
 }
 
 // maxMarks is how many combining marks may follow one character: enough for
@@ -225,12 +228,12 @@ func defuse(s string) string {
 	return strings.ReplaceAll(s, "section_end:", "section_end :")
 }
 
-func cut(s string) string {
+func cut(s string, most int) string {
 	const mark = "…"
-	if len(s) <= MaxLine {
+	if len(s) <= most {
 		return s
 	}
-	end := MaxLine - len(mark)
+	end := most - len(mark)
 	for end > 0 && !utf8.RuneStart(s[end]) {
 		end--
 	}

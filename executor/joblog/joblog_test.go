@@ -130,9 +130,11 @@ func TestEveryLineIsOneAtomicWrite(t *testing.T) {
 	l.Printf("%s", long)
 	l.Error(errors.New(long))
 	l.Hint(long)
+	l.Warn(long)
+	l.Quote(long, long)
 	s.End()
-	if len(w) != 5 {
-		t.Errorf("%d writes for 5 lines", len(w))
+	if len(w) != 7 {
+		t.Errorf("%d writes for 7 lines", len(w))
 	}
 	for _, n := range w {
 		if n >= 4096 {
