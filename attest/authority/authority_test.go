@@ -792,7 +792,7 @@ func TestRace(t *testing.T) {
 	}
 	attested := 0
 	for _, at := range all {
-		if bs, err := w.store.Bundles(t.Context(), at.ID); err != nil || len(bs) > 0 {
+		if bs, err := w.store.Parts(t.Context(), at.ID, 1); err != nil || len(bs) > 0 {
 			attested++
 		}
 	}

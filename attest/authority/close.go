@@ -2,8 +2,6 @@ package authority
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"slices"
 	"time"
@@ -19,8 +17,9 @@ import (
 // How much of an answer may be bundles, and how much subjects, before the rest
 // is left to be fetched by URL.
 const (
-	maxAnswerBundles  = 1 << 20 // little: a host that does not read its answers has them lie here
-	maxAnswerSubjects = 512 << 10
+	maxAnswerBundles  = 256 << 10 // little: a host that does not read its answers has them lie here
+	maxAnswerSubjects = 128 << 10
+	leastSubject      = 64 + 16 // its digest, and what goes with it
 )
 
 // Limits of closing.
@@ -229,21 +228,25 @@ func (a *Authority) answer(ctx context.Context, id string) (*authoritypb.CloseRe
 	case at.State != store.StateClosed:
 		return nil, ended(at)
 	}
-	bundles, err := a.cfg.Store.Bundles(ctx, id)
+	parts, err := a.cfg.Store.Parts(ctx, id, maxAnswerSubjects/leastSubject+1)
 	if err != nil {
 		return nil, a.unavailable(ctx, "read bundles", err)
 	}
 	res := &authoritypb.CloseResponse{Reason: at.Reason, Url: a.link("/v1/attempts/" + at.ID)}
 	bundleRoom, subjectRoom := maxAnswerBundles, maxAnswerSubjects
-	for _, b := range bundles {
-		sum := sha256.Sum256(b.JSON)
-		out := &authoritypb.Attestation{Sha256: hex.EncodeToString(sum[:]), SubjectCount: int64(len(b.Subjects))}
-		out.Url = a.link("/v1/bundles/sha256:" + out.Sha256)
-		if bundleRoom -= len(b.JSON); bundleRoom >= 0 {
-			out.Bundle = b.JSON
+	for _, p := range parts {
+		out := &authoritypb.Attestation{Sha256: p.SHA256, SubjectCount: p.Count, Url: a.link("/v1/bundles/sha256:" + p.SHA256)}
+		if bundleRoom >= 0 { // else there is no need to read it
+			bundle, err := a.cfg.Store.Content(ctx, p.SHA256)
+			if err != nil {
+				return nil, a.unavailable(ctx, "read bundles", err)
+			}
+			if bundleRoom -= len(bundle); bundleRoom >= 0 {
+				out.Bundle = bundle
+			}
 		}
-		for _, s := range b.Subjects {
-			if subjectRoom -= len(s.Name) + len(s.SHA256) + 16; subjectRoom < 0 {
+		for _, s := range p.Subjects {
+			if subjectRoom -= len(s.Name) + leastSubject; subjectRoom < 0 {
 				break
 			}
 			out.Subjects = append(out.Subjects, &authoritypb.Subject{Name: s.Name, Sha256: s.SHA256})

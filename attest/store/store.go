@@ -152,6 +152,14 @@ type Bundle struct {
 	Subjects []attest.Subject
 }
 
+// A Part is one of the bundles of an attempt.
+type Part struct {
+	Number   int
+	SHA256   string           // of the bundle, for Content
+	Subjects []attest.Subject // the first by name
+	Count    int64            // of all subjects
+}
+
 // Found is a bundle by what leads to it.
 type Found struct {
 	Attempt string
@@ -249,8 +257,9 @@ type Records interface {
 
 // Bundles are found by what they are about, newest first.
 type Bundles interface {
-	// Bundles returns what an attempt was closed with, in order.
-	Bundles(ctx context.Context, attempt string) ([]Bundle, error)
+	// Parts lists what an attempt was closed with, in order, each bundle with some of
+	// its subjects.
+	Parts(ctx context.Context, attempt string, subjects int) ([]Part, error)
 	BySubject(ctx context.Context, sha256 string, only Filter, limit int) ([]Found, error)
 	ByJob(ctx context.Context, job int64, limit int) ([]Found, error)
 	ByProject(ctx context.Context, project string, limit int) ([]Found, error)

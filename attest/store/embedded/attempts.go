@@ -230,26 +230,24 @@ func (s *Store) attempts(ctx context.Context, where string, args ...any) ([]stor
 	return collect(rows, err, scanAttempt)
 }
 
-// Bundles returns what an attempt was closed with, in order.
-func (s *Store) Bundles(ctx context.Context, attempt string) ([]store.Bundle, error) {
-	found, err := s.find(ctx, "b.attempt = ? ORDER BY b.part", attempt)
+// Parts lists what an attempt was closed with, in order.
+func (s *Store) Parts(ctx context.Context, attempt string, subjects int) ([]store.Part, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT part, sha256, (SELECT count(*) FROM subjects s WHERE s.attempt = b.attempt AND s.part = b.part)
+		FROM bundles b WHERE attempt = ? ORDER BY part`, attempt)
+	parts, err := collect(rows, err, func(r row) (p store.Part, err error) { return p, r.Scan(&p.Number, &p.SHA256, &p.Count) })
 	if err != nil {
 		return nil, err
 	}
-	out := make([]store.Bundle, len(found))
-	for i, f := range found {
-		if out[i].JSON, err = s.Content(ctx, f.SHA256); err != nil {
-			return nil, err
-		}
-		if out[i].Subjects, err = s.subjects(ctx, f); err != nil {
+	for i := range parts {
+		if parts[i].Subjects, err = s.subjects(ctx, attempt, parts[i].Number, subjects); err != nil {
 			return nil, err
 		}
 	}
-	return out, nil
+	return parts, nil
 }
 
-func (s *Store) subjects(ctx context.Context, f store.Found) ([]attest.Subject, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT name, sha256 FROM subjects WHERE attempt = ? AND part = ? ORDER BY name", f.Attempt, f.Part)
+func (s *Store) subjects(ctx context.Context, attempt string, part, limit int) ([]attest.Subject, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT name, sha256 FROM subjects WHERE attempt = ? AND part = ? ORDER BY name LIMIT ?", attempt, part, limit)
 	return collect(rows, err, func(r row) (sub attest.Subject, err error) {
 		return sub, r.Scan(&sub.Name, &sub.SHA256)
 	})

@@ -159,7 +159,7 @@ func verifyAcknowledged(t *testing.T, s *embedded.Store, ack string) {
 			t.Errorf("%s: %d lines, %v", ack, bytes.Count(data, []byte("\n")), err)
 		}
 	case "decided":
-		if bs, err := s.Bundles(t.Context(), a.ID); err != nil || len(bs) != count || a.State != store.StateClosed {
+		if bs, err := storetest.Bundles(t.Context(), s, a.ID); err != nil || len(bs) != count || a.State != store.StateClosed {
 			t.Errorf("%s: %d bundles, state %s, %v", ack, len(bs), a.State, err)
 		}
 	}
@@ -230,7 +230,7 @@ func TestStagedAtCrash(t *testing.T) {
 	if err := s.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if bs, err := s.Bundles(t.Context(), a.ID); err != nil || len(bs) != 2 {
+	if bs, err := storetest.Bundles(t.Context(), s, a.ID); err != nil || len(bs) != 2 {
 		t.Errorf("%d bundles, %v", len(bs), err)
 	}
 }
@@ -298,7 +298,7 @@ func TestAlteredContent(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "content", found[0].SHA256), []byte("other"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Bundles(t.Context(), a.ID); err == nil || !strings.Contains(err.Error(), "altered") {
+	if _, err := storetest.Bundles(t.Context(), s, a.ID); err == nil || !strings.Contains(err.Error(), "altered") {
 		t.Errorf("%v", err)
 	}
 	if s.Check(t.Context()) == nil {

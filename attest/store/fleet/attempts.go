@@ -244,23 +244,22 @@ func (s *Store) Waiting(ctx context.Context, limit int) ([]store.Attempt, error)
 	return list(ctx, s, scanAttempt, "SELECT "+attemptColumns+" FROM attempts WHERE state = 'open' AND reason <> '' ORDER BY opened, number LIMIT $1", limit)
 }
 
-// Bundles returns what an attempt was closed with, in order.
-func (s *Store) Bundles(ctx context.Context, attempt string) ([]store.Bundle, error) {
-	found, err := s.find(ctx, "b.attempt = $1 ORDER BY b.part", attempt)
+// Parts lists what an attempt was closed with, in order.
+func (s *Store) Parts(ctx context.Context, attempt string, subjects int) ([]store.Part, error) {
+	scan := func(r pgx.CollectableRow) (p store.Part, err error) { return p, r.Scan(&p.Number, &p.SHA256, &p.Count) }
+	parts, err := list(ctx, s, scan, `SELECT part, sha256, (SELECT count(*) FROM subjects s WHERE s.attempt = b.attempt AND s.part = b.part)
+		FROM bundles b WHERE attempt = $1 ORDER BY part`, attempt)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]store.Bundle, len(found))
-	for i, f := range found {
-		if out[i].JSON, err = s.Content(ctx, f.SHA256); err != nil {
-			return nil, err
-		}
-		out[i].Subjects, err = list(ctx, s, scanSubject, "SELECT name, sha256 FROM subjects WHERE attempt = $1 AND part = $2 ORDER BY name", f.Attempt, f.Part)
+	for i := range parts {
+		parts[i].Subjects, err = list(ctx, s, scanSubject, "SELECT name, sha256 FROM subjects WHERE attempt = $1 AND part = $2 ORDER BY name LIMIT $3",
+			attempt, parts[i].Number, subjects)
 		if err != nil {
 			return nil, err
 		}
 	}
-	return out, nil
+	return parts, nil
 }
 
 func scanSubject(r pgx.CollectableRow) (attest.Subject, error) {

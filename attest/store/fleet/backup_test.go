@@ -76,7 +76,7 @@ func TestLostContent(t *testing.T) {
 			t.Errorf("the invariant checker does not see what was %s: %v", word, err)
 		}
 	}
-	if _, err := s.Bundles(t.Context(), storetest.Attempt(3, 0).ID); err == nil {
+	if _, err := storetest.Bundles(t.Context(), s, storetest.Attempt(3, 0).ID); err == nil {
 		t.Error("half of the bundles were given out")
 	}
 }

@@ -93,7 +93,7 @@ func (l *load) verify(t *testing.T) {
 			t.Errorf("attempt %d was acknowledged as %s, is %s, %v", n, state, a.State, err)
 		}
 		if state == store.StateClosed {
-			if bs, err := s.Bundles(ctx, a.ID); err != nil || len(bs) != 2 {
+			if bs, err := storetest.Bundles(ctx, s, a.ID); err != nil || len(bs) != 2 {
 				t.Errorf("attempt %d: %d bundles, %v", n, len(bs), err)
 			}
 		}

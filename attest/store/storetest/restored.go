@@ -78,7 +78,7 @@ func Restored(t *testing.T, s store.Store, ended []string) {
 func restoredBundles(t *testing.T, s store.Store) {
 	t.Helper()
 	ctx := t.Context()
-	bs, err := s.Bundles(ctx, Attempt(3, 0).ID)
+	bs, err := Bundles(ctx, s, Attempt(3, 0).ID)
 	must(t, err)
 	if diff := cmp.Diff(Decision(3, 3).Bundles, bs); diff != "" {
 		t.Error(diff)

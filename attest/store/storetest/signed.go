@@ -42,7 +42,7 @@ func signed(t *testing.T, s store.Store) {
 		t.Error(diff)
 	}
 	// What is signed is not to be seen yet.
-	if bs, err := s.Bundles(ctx, id); err != nil || len(bs) != 0 {
+	if bs, err := Bundles(ctx, s, id); err != nil || len(bs) != 0 {
 		t.Errorf("%d bundles, %v", len(bs), err)
 	}
 	if found, err := s.ByJob(ctx, 10, 10); err != nil || len(found) != 0 {
@@ -50,7 +50,7 @@ func signed(t *testing.T, s store.Store) {
 	}
 	must(t, s.Check(ctx))
 	must(t, s.Decide(ctx, id, Decision(1, 2)))
-	bs, err := s.Bundles(ctx, id)
+	bs, err := Bundles(ctx, s, id)
 	must(t, err)
 	if diff := cmp.Diff(Decision(1, 2).Bundles, bs); diff != "" {
 		t.Error(diff)
@@ -175,7 +175,7 @@ func oneSigns(t *testing.T, s store.Store) {
 	// Those who close it bring the same bytes, as those do who read the same
 	// entry of a log.
 	race(t, 8, func(int) error { return s.Decide(ctx, id, Decision(won, 2)) })
-	bs, err := s.Bundles(ctx, id)
+	bs, err := Bundles(ctx, s, id)
 	must(t, err)
 	if diff := cmp.Diff(Decision(won, 2).Bundles, bs); diff != "" {
 		t.Error(diff)
@@ -328,7 +328,7 @@ func oddText(t *testing.T, s store.Store) {
 		{Name: "\U0001f600", SHA256: attesttest.SHA256("5")},
 	}
 	must(t, s.Decide(ctx, Attempt(2, 11).ID, d))
-	bs, err := s.Bundles(ctx, Attempt(2, 11).ID)
+	bs, err := Bundles(ctx, s, Attempt(2, 11).ID)
 	must(t, err)
 	if diff := cmp.Diff(d.Bundles, bs); diff != "" {
 		t.Error(diff)

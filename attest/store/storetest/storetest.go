@@ -2,8 +2,10 @@
 package storetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +33,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) (store.Store, func())
 		"read records":        readRecords,
 		"bundles":             bundles,
 		"filtered":            filtered,
+		"parts":               parts,
 		"nothing":             nothing,
 		"signed":              signed,
 		"not what was signed": notSigned,
@@ -101,6 +104,26 @@ func Drafts(n, parts int) []store.Bundle {
 	return d.Bundles
 }
 
+// Bundles are what an attempt was closed with, whole.
+func Bundles(ctx context.Context, s store.Store, attempt string) ([]store.Bundle, error) {
+	parts, err := s.Parts(ctx, attempt, math.MaxInt32)
+	if err != nil {
+		return nil, err
+	}
+	var out []store.Bundle
+	for i, p := range parts {
+		content, err := s.Content(ctx, p.SHA256)
+		if err != nil {
+			return nil, err
+		}
+		if p.Number != i+1 || p.Count != int64(len(p.Subjects)) {
+			return nil, fmt.Errorf("part %d is number %d, and has %d of %d subjects", i+1, p.Number, len(p.Subjects), p.Count)
+		}
+		out = append(out, store.Bundle{JSON: content, Subjects: p.Subjects})
+	}
+	return out, nil
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -138,7 +161,7 @@ func decidedOnce(t *testing.T, s store.Store) {
 			t.Errorf("decided again: %v", err)
 		}
 	}
-	bs, err := s.Bundles(ctx, Attempt(1, 10).ID)
+	bs, err := Bundles(ctx, s, Attempt(1, 10).ID)
 	must(t, err)
 	if diff := cmp.Diff(Decision(1, 1).Bundles, bs); diff != "" {
 		t.Error(diff)
@@ -173,7 +196,7 @@ func oneOfMany(t *testing.T, s store.Store) {
 			t.Errorf("decision %d: %v", i, err)
 		}
 	}
-	bs, err := s.Bundles(ctx, Attempt(1, 10).ID)
+	bs, err := Bundles(ctx, s, Attempt(1, 10).ID)
 	must(t, err)
 	if diff := cmp.Diff(Decision(won, 2).Bundles, bs); diff != "" {
 		t.Error(diff)
@@ -384,6 +407,27 @@ func filtered(t *testing.T, s store.Store) {
 	}
 }
 
+// parts lists bundles with some of their subjects.
+func parts(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	must(t, s.Begin(ctx, Attempt(1, 1)))
+	d := Decision(1, 2)
+	must(t, s.Decide(ctx, Attempt(1, 1).ID, d))
+	for limit, subjects := range map[int]int{0: 0, 1: 1, 2: 2, 3: 2} {
+		have, err := s.Parts(ctx, Attempt(1, 1).ID, limit)
+		must(t, err)
+		var want []store.Part
+		for i, b := range d.Bundles {
+			p := store.Part{Number: i + 1, SHA256: bundleOf(1, i), Count: int64(len(b.Subjects))}
+			p.Subjects = append(p.Subjects, b.Subjects[:subjects]...)
+			want = append(want, p)
+		}
+		if diff := cmp.Diff(want, have); diff != "" {
+			t.Errorf("%d subjects: %s", limit, diff)
+		}
+	}
+}
+
 func nothing(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	if _, err := s.Attempt(ctx, "x"); !errors.Is(err, store.ErrNotFound) {
@@ -400,7 +444,7 @@ func nothing(t *testing.T, s store.Store) {
 			t.Errorf("%q: %t, %v", digest, has, err)
 		}
 	}
-	if bs, err := s.Bundles(ctx, "x"); err != nil || len(bs) != 0 {
+	if bs, err := Bundles(ctx, s, "x"); err != nil || len(bs) != 0 {
 		t.Errorf("%d bundles, %v", len(bs), err)
 	}
 }
@@ -424,7 +468,7 @@ func reopened(t *testing.T, open func(*testing.T, string) (store.Store, func()))
 	if diff := cmp.Diff(Attempt(1, 1), a); diff != "" {
 		t.Error(diff)
 	}
-	bs, err := s.Bundles(ctx, Attempt(2, 2).ID)
+	bs, err := Bundles(ctx, s, Attempt(2, 2).ID)
 	must(t, err)
 	if diff := cmp.Diff(Decision(2, 2).Bundles, bs); diff != "" {
 		t.Error(diff)
