@@ -253,18 +253,27 @@ func (s *Store) subjects(ctx context.Context, attempt string, part, limit int) (
 	})
 }
 
-// BySubject finds the bundles that speak of an output, newest first. It starts
-// from the output, or from the bundle where that is given: a project has many
-// more. Hence a plus before columns that SQLite is to use no index for.
+// BySubject finds the bundles that speak of an output, newest first.
 func (s *Store) BySubject(ctx context.Context, sha256 string, only store.Filter, limit int) ([]store.Found, error) {
+	where, args := bySubject(sha256, only, limit)
+	return s.find(ctx, where, args...)
+}
+
+// bySubject starts from the bundle or the job where that is given, else from the
+// output: a project has many more. Hence a plus before columns that SQLite is to
+// use no index for.
+func bySubject(sha256 string, only store.Filter, limit int) (string, []any) {
+	const speaks = " AND EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = ? AND s.attempt = b.attempt AND s.part = b.part)"
 	where, args := "(b.attempt, b.part) IN (SELECT attempt, part FROM subjects WHERE sha256 = ?)", []any{sha256}
-	if only.Bundle != "" {
-		where = "b.sha256 = ? AND EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = ? AND s.attempt = b.attempt AND s.part = b.part)"
-		args = []any{only.Bundle, sha256}
+	switch {
+	case only.Bundle != "":
+		where, args = "b.sha256 = ?"+speaks, []any{only.Bundle, sha256}
+	case only.Job != 0:
+		where, args = "a.job_id = ?"+speaks, []any{only.Job, sha256}
 	}
 	args = append(args, only.Project, only.Job, only.Profile, only.Protected, limit)
-	return s.find(ctx, where+` AND ? IN ('', +a.project) AND ? IN (0, +a.job_id) AND ? IN ('', a.profile)
-		AND coalesce(a.protected = ?, true) ORDER BY a.ended DESC, b.attempt, b.part LIMIT ?`, args...)
+	return where + ` AND ? IN ('', +a.project) AND ? IN (0, +a.job_id) AND ? IN ('', a.profile)
+		AND coalesce(a.protected = ?, true) ORDER BY a.ended DESC, b.attempt, b.part LIMIT ?`, args
 }
 
 // ByJob finds a job's bundles, in order.
@@ -277,9 +286,11 @@ func (s *Store) ByProject(ctx context.Context, project string, limit int) ([]sto
 	return s.find(ctx, "a.project = ? ORDER BY a.ended DESC, b.attempt, b.part LIMIT ?", project, limit)
 }
 
+const selectFound = `SELECT b.attempt, b.part, b.sha256, a.job_id, a.project, a.ended
+	FROM bundles b JOIN attempts a ON a.id = b.attempt WHERE `
+
 func (s *Store) find(ctx context.Context, where string, args ...any) ([]store.Found, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT b.attempt, b.part, b.sha256, a.job_id, a.project, a.ended
-		FROM bundles b JOIN attempts a ON a.id = b.attempt WHERE `+where, args...)
+	rows, err := s.db.QueryContext(ctx, selectFound+where, args...)
 	return collect(rows, err, func(r row) (f store.Found, err error) {
 		var ended int64
 		err = r.Scan(&f.Attempt, &f.Part, &f.SHA256, &f.JobID, &f.Project, &ended)

@@ -275,8 +275,12 @@ func scanSubject(r pgx.CollectableRow) (attest.Subject, error) {
 // BySubject finds the bundles that speak of an output, newest first.
 func (s *Store) BySubject(ctx context.Context, sha256 string, only store.Filter, limit int) ([]store.Found, error) {
 	where := "EXISTS (SELECT 1 FROM subjects s WHERE s.sha256 = $1 AND s.attempt = b.attempt AND s.part = b.part)"
-	if only.Bundle != "" {
-		where += " AND b.sha256 = $4" // so that it is found by it, however many others speak of the same
+	// What is given is found by it, however many others speak of the same.
+	switch {
+	case only.Bundle != "":
+		where += " AND b.sha256 = $4"
+	case only.Job != 0:
+		where += " AND a.job_id = $3"
 	}
 	return s.find(ctx, where+` AND $2::text IN ('', a.project) AND $3::bigint IN (0, a.job_id) AND $4::text IN ('', b.sha256)
 		AND $5::text IN ('', a.profile) AND coalesce(a.protected = $6::boolean, true)
