@@ -199,7 +199,7 @@ func DefaultAttestd() Attestd {
 
 // LoadAttestd reads hallmark-attestd's file. The error is [Errors] or an [*Error].
 func LoadAttestd(path string) (Attestd, error) {
-	data, err := tomlfile.Read(path)
+	data, err := read(KindAttestd, path)
 	if err != nil {
 		return Attestd{}, err
 	}

@@ -16,7 +16,10 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"hallmark.build/config/tomlfile"
 )
@@ -75,6 +78,14 @@ func Check(kind Kind, path string) error {
 	}
 	_, err := ParseKind(string(kind))
 	return err
+}
+
+// read reads a file, and says where to get one if it is not there.
+func read(kind Kind, path string) ([]byte, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, &Error{File: path, Msg: "no such file or directory", Hint: fmt.Sprintf("`hallmark config example %s` prints one with every setting explained", kind)}
+	}
+	return tomlfile.Read(path)
 }
 
 func digest(data []byte) string {

@@ -303,7 +303,7 @@ func DefaultSandboxd() Sandboxd {
 
 // LoadSandboxd reads hallmark-sandboxd's file. The error is [Errors] or an [*Error].
 func LoadSandboxd(path string) (Sandboxd, error) {
-	data, err := tomlfile.Read(path)
+	data, err := read(KindSandboxd, path)
 	if err != nil {
 		return Sandboxd{}, err
 	}

@@ -162,6 +162,9 @@ func versionCommand(_ context.Context, in invocation) error {
 // report prints an error, all of a configuration's if it is one, with hints.
 func report(w io.Writer, err error) {
 	all, ok := errors.AsType[config.Errors](err)
+	if one, is := errors.AsType[*config.Error](err); is && !ok {
+		all, ok = config.Errors{one}, true
+	}
 	if !ok {
 		fmt.Fprintf(w, "error: %v\n", err)
 		if h, ok := errors.AsType[*hintedError](err); ok {

@@ -58,7 +58,7 @@ func join(ctx context.Context, file, text string, stdin io.Reader, stdout, stder
 	}
 	token, err := invitation.Parse(text)
 	if err != nil {
-		return err
+		return &hintedError{err, "it is what `hallmark-attestd enrol` printed, in one line"}
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
@@ -93,7 +93,7 @@ func dial(conf config.Sandboxd, log *slog.Logger) (conn *grpc.ClientConn, hangUp
 	}
 	id, err := client.OpenIdentity(identityDir(conf))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: has this host joined? see hallmark-sandboxd join", err)
+		return nil, nil, &hintedError{err, "this host has to join: run `hallmark-attestd enrol` where the authority is, then `hallmark-sandboxd join TOKEN` here"}
 	}
 	if conn, err = client.DialHost(conf.Authority.Address, id); err != nil {
 		return nil, nil, err

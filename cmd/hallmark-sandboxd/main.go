@@ -75,22 +75,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return 0
 }
 
-func report(stderr io.Writer, err error) {
-	_, _ = fmt.Fprintf(stderr, "error: %v\n", err)
-	if hint := hintOf(err); hint != "" {
-		_, _ = fmt.Fprintf(stderr, "hint: %s\n", hint)
-	}
-}
-
-func hintOf(err error) string {
-	if e, ok := errors.AsType[*config.Error](err); ok {
-		return e.Hint
-	}
-	return ""
-}
-
 // serve wires the parts and answers drivers until ctx ends.
 func serve(ctx context.Context, file string, log *slog.Logger) error {
+	if os.Geteuid() != 0 {
+		return &hintedError{errors.New("hallmark-sandboxd has to be root: it makes namespaces, mounts and cgroups"), "systemctl start hallmark-sandboxd"}
+	}
 	conf, err := config.LoadSandboxd(file)
 	if err != nil {
 		return err
@@ -104,6 +93,9 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 		return err
 	}
 	defer hangUp()
+	if _, err := os.Stat(filepath.Join(conf.Containerd.BinDir, "hallmark-init")); err != nil {
+		return &hintedError{fmt.Errorf("containerd.bin_dir: %w", err), "`make install` puts containerd, runc and hallmark-init into /usr/lib/hallmark"}
+	}
 	rt, err := containerd.Start(ctx, containerd.Config{
 		Address: conf.Containerd.Address, BinDir: conf.Containerd.BinDir,
 		Root: filepath.Join(conf.StateDir, "containerd"), State: filepath.Join(conf.RunDir, "containerd"),
@@ -120,6 +112,8 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	defer tidy.Wait()
 	defer cancel()
 	tidy.Go(func() { rt.TidyImages(ctx) })
+	tidy.Go(func() { warnOfAuthority(ctx, conn, log) })
+	tidy.Go(func() { warnOfGitLab(ctx, conf.GitLabURL, hostConfig.GitLabRoots, log) })
 	images := image.New(image.Policy{Allowed: conf.Images.Allowed, PlainHTTP: conf.Images.PlainHTTP, CAFile: conf.Images.CA})
 	h, err := host.New(ctx, hostConfig, rt, images, authority{pb.NewAuthorityClient(conn)}, log)
 	if err != nil {
@@ -137,15 +131,15 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 func hostConfig(ctx context.Context, c config.Sandboxd) (host.Config, error) {
 	gitlabRoots, err := pool(c.GitLabCA)
 	if err != nil {
-		return host.Config{}, err
+		return host.Config{}, fmt.Errorf("gitlab_ca: %w", err)
 	}
 	upstream, err := pool(c.UpstreamCA)
 	if err != nil {
-		return host.Config{}, err
+		return host.Config{}, fmt.Errorf("upstream_ca: %w", err)
 	}
 	runner, err := filepath.EvalSymlinks(c.GitLabRunner)
 	if err != nil {
-		return host.Config{}, fmt.Errorf("gitlab_runner: %w", err)
+		return host.Config{}, &hintedError{fmt.Errorf("gitlab_runner: %w", err), "install GitLab Runner first, or name its program with gitlab_runner"}
 	}
 	runnerVersion, err := versionOf(ctx, runner)
 	if err != nil {
@@ -269,7 +263,8 @@ func ids(name string) (uid, gid int, err error) {
 		u, err = user.LookupId(name)
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("socket_user: %w", err)
+		return 0, 0, &hintedError{fmt.Errorf("socket_user: there is no user %q", name),
+			"GitLab Runner's package makes the user gitlab-runner; set socket_user to the one that it runs as here"}
 	}
 	uid, err = strconv.Atoi(u.Uid)
 	if err != nil {

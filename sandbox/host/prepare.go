@@ -255,7 +255,11 @@ func (h *Host) open(ctx context.Context, j *job, req executor.Request, pol polic
 		Runner: runnerOf(j.payload.Variables), IDToken: idTokenOf(j.payload.Variables),
 	})
 	if err != nil {
-		return fmt.Errorf("open the attempt with the authority: %w", err)
+		err = fmt.Errorf("open the attempt with the authority: %w", err)
+		if unavailable(err) {
+			return &hintedError{err, "ask the runner's administrator to check `systemctl status hallmark-attestd` where the authority is"}
+		}
+		return err
 	}
 	j.opened = opened
 	if j.record, err = record.Create(j.recordPath, time.Now); err != nil {
