@@ -62,7 +62,10 @@ func (c objectCaches) used(a egress.CacheArchive, action string) record.Cache {
 func (c objectCaches) Restore(ctx context.Context, a egress.CacheArchive) (bool, error) {
 	used := c.used(a, "restored")
 	origin, err := c.h.vouchedFor(ctx, c.j, a.SHA256, "")
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return false, nil // the stage is over
+	case err != nil:
 		return false, c.h.refuseCache(c.j, used, err, c.j.downloads.note)
 	}
 	used.Invocation, used.Attestation = origin.Invocation, origin.Bundle
@@ -75,7 +78,11 @@ func (c objectCaches) Restore(ctx context.Context, a egress.CacheArchive) (bool,
 
 // Match implements [egress.Caches].
 func (c objectCaches) Match(ctx context.Context, a egress.CacheArchive, file *os.File) (bool, error) {
-	if _, err := c.j.space.Match(ctx, file, a.Bytes, "zip", "cache.zip"); err != nil {
+	_, err := c.j.space.Match(ctx, file, a.Bytes, "zip", "cache.zip")
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return false, nil // the stage is over
+	case err != nil:
 		return false, c.Refused(a, err)
 	}
 	return true, nil

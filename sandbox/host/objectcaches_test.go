@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"encoding/json"
 	"net/url"
 	"strings"
@@ -70,6 +71,18 @@ func TestWhoVouchesForAnObject(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestEndedStageRefusesNothing: a job that is canceled is told of no refusal.
+func TestEndedStageRefusesNothing(t *testing.T) {
+	w := newStorageWorld(t, cachesOwn)
+	before := w.j.record.Head()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	given, err := w.objectCaches(w.j).Restore(ctx, egress.CacheArchive{Stage: sandbox.RestoreCache, Object: "deps", SHA256: strings.Repeat("a", 64)})
+	if given || err != nil || w.j.record.Head() != before {
+		t.Errorf("%v, %v, %+v", given, err, w.last(t))
 	}
 }
 
