@@ -84,6 +84,7 @@ type Border struct {
 	spooling chan struct{}
 	held     *heldCache
 	stored   map[string]string // digests of caches that the object storage took, by address
+	missed   map[string]bool   // addresses of caches that this stage is not given
 
 	mu       sync.Mutex
 	sides    map[sandbox.Role]*side
@@ -115,7 +116,7 @@ func Open(ctx context.Context, cfg Config) (*Border, error) {
 	if err != nil {
 		return nil, fmt.Errorf("border: %w", err)
 	}
-	return &Border{cfg: cfg, ca: ca, up: up, secrets: newSecrets(cfg.Secrets), patience: usualPatience(), spooling: make(chan struct{}, 1), stored: map[string]string{}, sides: map[sandbox.Role]*side{}}, nil
+	return &Border{cfg: cfg, ca: ca, up: up, secrets: newSecrets(cfg.Secrets), patience: usualPatience(), spooling: make(chan struct{}, 1), stored: map[string]string{}, missed: map[string]bool{}, sides: map[sandbox.Role]*side{}}, nil
 }
 
 // Listening returns the TCP ports on which something of the tenant's listens in

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"hallmark.build/sandbox"
 	"hallmark.build/sandbox/policy"
@@ -48,8 +50,8 @@ type Caches interface {
 const ruleCache = "cache"
 
 // A heldCache is an archive that the job may have. It stays until the stage ends or
-// another file needs the room, because GitLab Runner's helper waits thirty seconds
-// for an answer to begin, and asks again.
+// another file needs the room: GitLab Runner's helper asks again if it has waited
+// thirty seconds for an answer to begin, and it may ask for parts.
 type heldCache struct {
 	address string
 	bytes   int64
@@ -71,6 +73,7 @@ func (b *Border) forgetCache() {
 	select {
 	case b.spooling <- struct{}{}:
 		b.dropCache()
+		clear(b.missed)
 		<-b.spooling
 	default:
 	}
@@ -132,23 +135,50 @@ func (q *request) askStorage(d policy.Decision) (*http.Response, record.Fetch, e
 // readCache takes an archive in whole, has it looked up, and only then hands it
 // to the helper.
 func (q *request) readCache(d policy.Decision, a CacheArchive) bool {
-	b := q.p.side.b
+	b, asked := q.p.side.b, time.Now()
 	done, err := b.turn(q.p.ctx)
 	if err != nil {
 		return false
 	}
 	defer done()
+	if b.missed[q.address()] {
+		return q.noCache()
+	}
+	head := &earlyHead{q: q, due: asked.Add(q.patience().answer)}
 	if b.held == nil || b.held.address != q.address() {
 		b.dropCache()
-		if keep, ok := q.takeCache(d, a); !ok {
+		if keep, ok := q.takeCache(d, a, head); !ok {
 			return keep
 		}
 	}
-	return q.giveCache(b.held)
+	return q.giveCache(b.held, head.sent)
+}
+
+// An earlyHead is the head of an answer that is sent before the archive is there,
+// when a client would not wait longer for it. What is refused afterwards can only be
+// cut off; to who asks again it is not there.
+type earlyHead struct {
+	q    *request
+	due  time.Time
+	resp *http.Response
+	sent bool
+}
+
+// Read reads the archive, and sends the head once it is due.
+func (e *earlyHead) Read(b []byte) (int, error) {
+	if !e.sent && time.Now().After(e.due) && e.resp.ContentLength > 0 && e.q.Header.Get("X-Ms-Range") == "" {
+		e.sent = true
+		answer := storageAnswer(e.resp)
+		answer.Header.Set("Content-Length", strconv.FormatInt(e.resp.ContentLength, 10))
+		if err := e.q.writeHead(answer, answer.Header, e.q.keep()); err == nil {
+			_ = e.q.bw.Flush() // who went away may ask again
+		}
+	}
+	return e.resp.Body.Read(b)
 }
 
 // takeCache is ok when the archive is held. If not, the client has its answer.
-func (q *request) takeCache(d policy.Decision, a CacheArchive) (keep, ok bool) {
+func (q *request) takeCache(d policy.Decision, a CacheArchive, head *earlyHead) (keep, ok bool) {
 	b := q.p.side.b
 	resp, fetch, err := q.askStorage(d)
 	if err != nil {
@@ -170,7 +200,17 @@ func (q *request) takeCache(d policy.Decision, a CacheArchive) (keep, ok bool) {
 			_ = file.Close()
 		}
 	}()
-	a.SHA256, a.Bytes, err = spoolCache(file, resp.Body, b.cfg.CacheBytes)
+	head.resp = resp
+	a.SHA256, a.Bytes, err = spoolCache(file, head, b.cfg.CacheBytes)
+	if head.sent {
+		defer func(client net.Conn) {
+			if !ok {
+				cut(client)
+				keep = false
+			}
+		}(q.raw)
+		q = q.silent()
+	}
 	switch {
 	case errors.Is(err, errSpool), errors.Is(err, errCacheTooLarge):
 		return q.missCache(CacheArchive{Stage: a.Stage, Object: a.Object}, err), false
@@ -182,6 +222,7 @@ func (q *request) takeCache(d policy.Decision, a CacheArchive) (keep, ok bool) {
 	case err != nil:
 		return q.systemFailure("cache", err), false
 	case !given:
+		b.missed[q.address()] = true
 		return q.noCache(), false
 	}
 	fetch.Status, fetch.SHA256, fetch.Bytes = resp.StatusCode, a.SHA256, a.Bytes
@@ -211,8 +252,8 @@ func spoolCache(w spool, r io.Reader, limit int64) (digest string, n int64, err 
 	return hex.EncodeToString(sum.Sum(nil)), n, err
 }
 
-// giveCache hands on what is held, or a part of it.
-func (q *request) giveCache(c *heldCache) bool {
+// giveCache hands on what is held, or a part of it; after its head, if that was sent.
+func (q *request) giveCache(c *heldCache, headSent bool) bool {
 	from, n, err := q.part(c.bytes)
 	if err != nil {
 		return q.refuse(refusal{rule: ruleCache, reason: err.Error()})
@@ -224,7 +265,7 @@ func (q *request) giveCache(c *heldCache) bool {
 		header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, from+n-1, c.bytes))
 	}
 	keep := q.keep()
-	if q.writeHead(&answer, header, keep) != nil {
+	if !headSent && q.writeHead(&answer, header, keep) != nil {
 		return false
 	}
 	if _, err := io.Copy(q.bw, io.NewSectionReader(c.file, from, n)); err != nil {
@@ -240,7 +281,16 @@ func (q *request) missCache(a CacheArchive, why error) bool {
 	if err := q.p.side.b.cfg.Caches.Refused(a, why); err != nil {
 		return q.systemFailure("cache", err)
 	}
+	q.p.side.b.missed[q.address()] = true
 	return q.noCache()
+}
+
+// silent is a request that is not answered in words any more.
+func (q *request) silent() *request {
+	c, out := *q.client, *q
+	c.bw = nil
+	out.client = &c
+	return &out
 }
 
 // noCache answers without recording: it is on record already.

@@ -247,6 +247,54 @@ func TestCacheThatMayNotBeGiven(t *testing.T) {
 	}
 }
 
+// TestCacheThatTakesLong: the answer begins before the archive is there, and is cut
+// off where it may not be given after all. Whoever asks again hears that it is not
+// there, and nobody is asked for it again.
+func TestCacheThatTakesLong(t *testing.T) {
+	data := bytes.Repeat([]byte("archive!"), 50_000)
+	for name, c := range map[string]struct {
+		refuse bool
+		answer http.HandlerFunc
+		again  string
+		asked  int
+	}{
+		"given":   {false, nil, "HTTP/1.1 200 ", 1},
+		"refused": {true, nil, "HTTP/1.1 404 ", 1},
+		"cut off": {false, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "500000")
+			_, _ = w.Write(data)
+		}, "HTTP/1.1 200 ", 2},
+		"too large": {false, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", strconv.Itoa(maxCache+1))
+			_, _ = w.Write(make([]byte, maxCache+1))
+		}, "HTTP/1.1 404 ", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, k := &bucket{objects: map[string][]byte{objectPath: data}, answer: c.answer}, &keeper{refuse: c.refuse}
+			w := cacheWorld(t, s, k, sandbox.RestoreCache)
+			w.b.patience.answer = 0
+			file := filepath.Join(t.TempDir(), "cache.zip")
+			head, _, code := w.helperCurl("-D", "-", "-o", file, w.url(objectPath+signature))
+			got, _ := os.ReadFile(file)
+			given := name == "given"
+			if !strings.HasPrefix(head, "HTTP/1.1 200 OK") || strings.Contains(head, "evil") || (code == 0) != given || given && !bytes.Equal(got, data) || !given && len(got) > 0 {
+				t.Errorf("curl ended with %d, %d bytes: %s", code, len(got), head)
+			}
+			again, _, _ := w.helperCurl("-i", w.url(objectPath+signature))
+			if !strings.HasPrefix(again, c.again) || len(s.requests()) != c.asked {
+				t.Errorf("the second time: %d requests, %.200s", len(s.requests()), again)
+			}
+			w.end(sandbox.Helper)
+			w.spoolIsEmpty()
+			w.begin(sandbox.RestoreCache) // knows nothing of it
+			if _, _, _ = w.helperCurl("-i", w.url(objectPath+signature)); len(s.requests()) != c.asked+1 {
+				t.Errorf("the next stage: %d requests", len(s.requests()))
+			}
+			w.end(sandbox.Helper)
+		})
+	}
+}
+
 func TestCacheWithoutARecordIsNotGiven(t *testing.T) {
 	s, k := &bucket{objects: map[string][]byte{objectPath: []byte("archive")}}, &keeper{fail: errors.New("disk full")}
 	w := cacheWorld(t, s, k, sandbox.RestoreCache)

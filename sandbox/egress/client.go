@@ -32,12 +32,13 @@ type patience struct {
 	body   time.Duration // between two pieces of a request's body
 	take   time.Duration // for it to take a piece of an answer
 	linger time.Duration // for it to read an answer while it still sends
+	answer time.Duration // until a cache's answer begins: GitLab Runner's helper waits thirty seconds
 }
 
 func usualPatience() patience {
 	return patience{
 		peek: 20 * time.Second, hello: 20 * time.Second, head: 20 * time.Second, idle: time.Minute,
-		body: time.Minute, take: 10 * time.Minute, linger: time.Second,
+		body: time.Minute, take: 10 * time.Minute, linger: time.Second, answer: 20 * time.Second,
 	}
 }
 

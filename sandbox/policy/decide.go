@@ -181,7 +181,7 @@ func (p Policy) helper(r Request) Decision {
 	}
 	if !p.GitLabOrigin(r.Scheme, r.Host, r.Port) {
 		return Decision{Rule: RuleStage, Reason: fmt.Sprintf("stage %s reaches nothing but the configured GitLab", r.Stage),
-			Remedy: "if this is the object storage of [runners.cache], list it in cache.servers of sandboxd.toml, or take [runners.cache] out of the runner's config.toml to keep caches on the runner host; if it is your GitLab, check gitlab_url"}
+			Remedy: "if this is the object storage of [runners.cache], list it in cache.servers of sandboxd.toml, where caches must not be off for the profile, or take [runners.cache] out of the runner's config.toml to keep caches on the runner host; if it is your GitLab, check gitlab_url"}
 	}
 	switch {
 	case r.Stage == sandbox.DownloadArtifacts:
