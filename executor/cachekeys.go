@@ -1,7 +1,6 @@
 package executor
 
 import (
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -17,12 +16,15 @@ type CacheKey struct {
 	Label string
 }
 
+// maxCacheKey bounds a cache's key in bytes: it names a file, or an object.
+const maxCacheKey = 4 << 10
+
 // CacheKeys lists the keys of the job's caches, with those that stand in for them.
 func (j *Job) CacheKeys() []CacheKey {
 	var out []CacheKey
 	add := func(written, value string) {
 		switch {
-		case value == "":
+		case value == "" || len(value) > maxCacheKey:
 		case j.hides(value):
 			out = append(out, CacheKey{Value: value, Label: written})
 		default:
@@ -54,10 +56,10 @@ func (j *Job) hides(text string) bool {
 
 // expand replaces the references in a text by what the variables come to.
 func (j *Job) expand(text string) string {
-	return os.Expand(text, func(name string) string {
+	return newExpansion(func(name string) string {
 		if name == "$" {
 			return "$"
 		}
 		return j.Setting(name)
-	})
+	}).of(text)
 }

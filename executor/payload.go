@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/url"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -575,13 +574,13 @@ func (j *Job) Setting(key string) string {
 // Expand replaces references to the job's variables in a text. References to
 // what the runner alone knows become empty.
 func (j *Job) Expand(text string) string {
-	return os.Expand(text, func(name string) string {
+	last := variableSet(j.Variables).last()
+	return newExpansion(func(name string) string {
 		if name == "$" {
 			return "$"
 		}
-		v, _ := j.lookup(name)
-		return v.Value
-	})
+		return last[name].Value
+	}).of(text)
 }
 
 func (j *Job) lookup(key string) (Variable, bool) {

@@ -62,6 +62,34 @@ func TestEnvironments(t *testing.T) {
 	}
 }
 
+// A payload of a few megabytes can stand for more than there is memory, or time.
+func TestVariablesAreNoBomb(t *testing.T) {
+	const refs = 1 << 20
+	for name, vars := range map[string][]Variable{
+		"one after the other": {{Key: "A", Value: strings.Repeat("a", refs)}, {Key: "B", Value: strings.Repeat("$A", refs)}},
+		"in itself":           {{Key: "A", Value: strings.Repeat("$A", refs)}},
+	} {
+		j := &Job{Variables: vars, Caches: []Cache{{Key: strings.Repeat("$B", refs)}}}
+		if err := j.CheckVariables("/builds", "19.4.0"); err == nil {
+			t.Errorf("%s: not refused", name)
+		}
+		size := len(j.Setting("B")) + len(j.ExpandAll("$B$B", "/builds", "19.4.0"))
+		for _, kv := range append(j.BuildEnv("/builds", "19.4.0"), j.ServiceEnv(Image{Variables: []Variable{{Key: "C", Value: "$B$B"}}}, "/builds", "19.4.0")...) {
+			size += len(kv)
+		}
+		for _, k := range j.CacheKeys() {
+			size += len(k.Value)
+		}
+		if size > 8*maxExpanded {
+			t.Errorf("%s: %d bytes", name, size)
+		}
+	}
+	j := &Job{Variables: []Variable{{Key: "A", Value: "a"}, {Key: "B", Value: strings.Repeat("$A", 1000)}}}
+	if err := j.CheckVariables("/builds", "19.4.0"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSwitchIsTheLastOneOfItsName(t *testing.T) {
 	for name, tc := range map[string]struct {
 		values []string

@@ -103,9 +103,12 @@ func readPayload(f *os.File) (*executor.Job, error) {
 // accept refuses jobs that could not be attested truthfully.
 func (h *Host) accept(j *executor.Job) error {
 	repo, err := j.Repository()
+	tooMuch := j.CheckVariables(buildsDir, h.cfg.RunnerVersion)
 	switch {
 	case err != nil:
 		return err
+	case tooMuch != nil:
+		return &sandbox.UserError{Err: tooMuch, Hint: "refer to fewer variables in variables, or to shorter ones"}
 	case len(j.Unknown) > 0:
 		return &hintedError{fmt.Errorf("the job payload has a field that this version does not know: %s", j.Unknown[0]),
 			"the statement could not be complete; upgrade Hallmark to one that knows this GitLab Runner"}
