@@ -41,6 +41,11 @@ func TestInstallPutsEverythingWhereTheDefaultsLook(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for _, name := range []string{"SECURITY.md", "docs/install.md", "attest/buildtype.md"} {
+		if _, err := os.Stat(filepath.Join(root, "usr/share/doc/hallmark", name)); err != nil {
+			t.Error(err)
+		}
+	}
 	// A second time, as an upgrade does: what the admin wrote stays.
 	config := filepath.Join(root, "etc/hallmark/sandboxd.toml")
 	if err := os.WriteFile(config, []byte("# mine\n"), 0o644); err != nil {
