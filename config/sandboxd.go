@@ -208,7 +208,7 @@ type Cache struct {
 	// of this field can only make caches useless.
 	Age time.Duration `toml:"age"`
 	// Servers are where the object storage of the runner's [runners.cache] keeps
-	// caches: a URL as the runner's presigned ones begin, to the host
+	// caches: a URL as those of what lies there begin, to the host
 	// ("https://minio.example.com:9000") or, where others have buckets there too, to
 	// the bucket ("https://storage.googleapis.com/ci-caches"). Default []: caches lie
 	// on this host. A writer of this field can have helpers of jobs, in the stages that

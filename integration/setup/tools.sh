@@ -95,7 +95,7 @@ for name in "$@"; do
 		npm_ci "$(dirname "$0")/../interop/sigstore-js"
 		;;
 	azurite) # what Azure speaks for blobs, MIT, into DIR/../azurite
-		npm_ci "$(dirname "$0")/../azurite"
+		npm_ci "$(dirname "$0")/../azurite/npm"
 		;;
 	versitygw) # an S3 server on a directory, Apache-2.0
 		build github.com/versity/versitygw v1.8.0 'h1:au+wI+aybno/STsQiSm35Uu6Q6iK5MWReQxgO6SEMFc=' 0 "-ldflags '-s -w'" /cmd/versitygw
