@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,7 +49,7 @@ func TestFiftyJobsAtOnce(t *testing.T) {
 		jobs = append(jobs, harness.Begin(t, job))
 	}
 	most := useOf(t)
-	for done := false; !done; time.Sleep(100 * time.Millisecond) {
+	for done := false; !done; time.Sleep(500 * time.Millisecond) {
 		most = most.max(useOf(t))
 		done = true
 		for _, a := range jobs {
@@ -78,17 +80,20 @@ func TestFiftyJobsAtOnce(t *testing.T) {
 	if leaks := theWorld.Leaks(); len(leaks) > 0 {
 		t.Errorf("left behind:\n%s", lines(leaks))
 	}
-	// Descriptors, threads and memory go back to what one job left behind.
+	// Descriptors, goroutines and memory go back to what one job left behind.
 	var after daemonUse
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
 		after = useOf(t)
-		if after.files <= atRest.files+20 || time.Now().After(deadline) {
+		if after.files <= atRest.files+20 && after.goroutines <= atRest.goroutines+20 || time.Now().After(deadline) {
 			break
 		}
 	}
 	t.Logf("sandboxd with no job: %v; with %d: at most %v; after them: %v", atRest, multitude, most, after)
 	if after.files > atRest.files+20 {
 		t.Errorf("sandboxd keeps descriptors: %d before, %d after", atRest.files, after.files)
+	}
+	if after.goroutines > atRest.goroutines+20 {
+		t.Errorf("sandboxd keeps goroutines: %d before, %d after", atRest.goroutines, after.goroutines)
 	}
 	if grown := after.memory - atRest.memory; grown > 128<<20 {
 		t.Errorf("sandboxd keeps %d MB", grown>>20)
@@ -97,16 +102,17 @@ func TestFiftyJobsAtOnce(t *testing.T) {
 
 // daemonUse is what the sandbox daemon has in use.
 type daemonUse struct {
-	memory int64 // bytes, resident
-	files  int   // descriptors
+	memory     int64 // bytes, resident
+	files      int   // descriptors
+	goroutines int
 }
 
 func (u daemonUse) String() string {
-	return fmt.Sprintf("%d MB, %d descriptors", u.memory>>20, u.files)
+	return fmt.Sprintf("%d MB, %d descriptors, %d goroutines", u.memory>>20, u.files, u.goroutines)
 }
 
 func (u daemonUse) max(o daemonUse) daemonUse {
-	return daemonUse{max(u.memory, o.memory), max(u.files, o.files)}
+	return daemonUse{max(u.memory, o.memory), max(u.files, o.files), max(u.goroutines, o.goroutines)}
 }
 
 func useOf(t *testing.T) daemonUse {
@@ -116,5 +122,30 @@ func useOf(t *testing.T) daemonUse {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return daemonUse{memory: kilobytes(filepath.Join(dir, "status"), "VmRSS:") << 10, files: len(files)}
+	return daemonUse{memory: kilobytes(filepath.Join(dir, "status"), "VmRSS:") << 10, files: len(files), goroutines: goroutinesOf(t)}
+}
+
+// goroutinesOf asks the sandbox daemon, which answers in its log.
+func goroutinesOf(t *testing.T) int {
+	t.Helper()
+	const answer = "msg=\"in use\" goroutines="
+	daemon := theWorld.Sandboxd
+	before := strings.Count(daemon.Log(), answer)
+	if err := daemon.Signal(syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		parts := strings.Split(daemon.Log(), answer)
+		line, _, whole := strings.Cut(parts[len(parts)-1], "\n")
+		if len(parts)-1 <= before || !whole {
+			continue
+		}
+		n, err := strconv.Atoi(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	t.Fatal("sandboxd does not say what it has in use")
+	return 0
 }

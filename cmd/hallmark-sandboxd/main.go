@@ -80,6 +80,7 @@ func serve(ctx context.Context, file string, log *slog.Logger) error {
 	if os.Geteuid() != 0 {
 		return &hintedError{errors.New("hallmark-sandboxd has to be root: it makes namespaces, mounts and cgroups"), "systemctl start hallmark-sandboxd"}
 	}
+	tellUse(ctx, log)
 	conf, err := config.LoadSandboxd(file)
 	if err != nil {
 		return err
