@@ -342,6 +342,7 @@ func (m matcher) gzip(ctx context.Context, file io.ReaderAt, size int64) ([]reco
 	inflater := flate.NewReader(in)
 	var out []record.UploadEntry
 	var names []member
+	left := maxNames
 	for {
 		head, err := readGzipHead(in)
 		if errors.Is(err, io.EOF) {
@@ -352,6 +353,9 @@ func (m matcher) gzip(ctx context.Context, file io.ReaderAt, size int64) ([]reco
 		}
 		if len(out) >= maxMembers {
 			return nil, fmt.Errorf("gzip: more than %d members", maxMembers)
+		}
+		if left -= len(head.path); left < 0 {
+			return nil, errNames
 		}
 		if err := inflater.(flate.Resetter).Reset(in, nil); err != nil {
 			return nil, err

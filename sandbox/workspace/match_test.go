@@ -2,6 +2,7 @@ package workspace
 
 import (
 	"archive/zip"
+	"bufio"
 	"bytes"
 	"compress/flate"
 	"compress/gzip"
@@ -487,6 +488,25 @@ func TestMatchRefusesAmbiguousNames(t *testing.T) {
 		var violation *sandbox.SecurityError
 		if !errors.As(err, &user) || errors.As(err, &violation) || user.Hint == "" {
 			t.Errorf("%s: %v, want an error of the job's with a hint", name, err)
+		}
+	}
+}
+
+// A million names of four kilobytes must not be held.
+func TestNamesAreBoundedTogether(t *testing.T) {
+	data := makeZip(regular("abc", "1"), regular("def", "2"))
+	end, err := readEnd(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for names, want := range map[int]bool{len("abcdef"): true, len("abcdef") - 1: false} {
+		l := layout{r: bytes.NewReader(data), end: end, names: names}
+		central := bufio.NewReader(io.NewSectionReader(bytes.NewReader(data), end.offset, end.size))
+		_, first := l.member(central)
+		_, second := l.member(central)
+		var user *sandbox.UserError
+		if first != nil || (second == nil) != want || second != nil && !errors.As(second, &user) {
+			t.Errorf("%d bytes of names: %v, %v", names, first, second)
 		}
 	}
 }

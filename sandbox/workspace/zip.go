@@ -21,8 +21,9 @@ import (
 // Bounds of an archive.
 const (
 	maxMembers  = 1 << 20
-	maxNameSize = 4096    // no longer path can be opened
-	maxExtra    = 1 << 10 // bytes of a header's extra fields
+	maxNameSize = 4096      // no longer path can be opened
+	maxNames    = 256 << 20 // bytes of the names of all members
+	maxExtra    = 1 << 10   // bytes of a header's extra fields
 )
 
 // Parts of a zip file (APPNOTE.TXT 4.3), all of fixed layout.
@@ -92,7 +93,7 @@ func readLayout(r io.ReaderAt, size int64) ([]member, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := layout{r: r, end: e}
+	l := layout{r: r, end: e, names: maxNames}
 	central := bufio.NewReaderSize(io.NewSectionReader(r, e.offset, e.size), 64<<10)
 	out := make([]member, 0, min(e.count, 1<<12))
 	for range e.count {
@@ -193,6 +194,13 @@ type layout struct {
 	r   io.ReaderAt
 	end end64
 	at  int64 // where the next member must begin
+	// names is how many bytes all names may still have: each is held, more than once.
+	names int
+}
+
+var errNames = &sandbox.UserError{
+	Err:  fmt.Errorf("names of members of more than %d bytes in all", maxNames),
+	Hint: "upload fewer files, or pack them into a tar archive",
 }
 
 // A header holds what local header and central directory both say.
@@ -209,6 +217,9 @@ func (l *layout) member(central *bufio.Reader) (member, error) {
 	h, offset, creator, attributes, err := readCentral(central)
 	if err != nil {
 		return member{}, err
+	}
+	if l.names -= len(h.name); l.names < 0 {
+		return member{}, errNames
 	}
 	if offset != l.at {
 		return member{}, errors.New("does not begin where the entry before it ends")
