@@ -183,10 +183,6 @@ func TestPoisonedObjectIsRefusedAndTheJobGoesOn(t *testing.T) {
 		t.Errorf("%+v", used)
 	}
 	mention(t, r, "cache   "+bad.Key+": refused", "Failed to extract cache")
-	attested(t, run(t, storedJob(fill, bad))) // puts it right again
-	hit(t, storedJob(see, pulled(bad)))
-
-	s.put(objectOf(bad.Key), evil)
 	rule := pulled(cacheRule(t, "none"))
 	rule.FallbackKeys = []string{bad.Key, good.Key}
 	all := cachesOf(t, hit(t, storedJob(see, rule)))

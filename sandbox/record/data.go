@@ -389,8 +389,9 @@ type Hit struct {
 	Count int64  `json:"count,omitempty"` // processes ended, or refused
 }
 
-// Cache is an archive of a cache that the host gave to the job, kept of it, or
-// refused. What is given is recorded before the job has a byte of it.
+// Cache is an archive of a cache that was given to the job, kept of it, or refused,
+// on the host or in an object storage. What is given is recorded before the job has
+// a byte of it.
 type Cache struct {
 	Stage  string `json:"stage"`  // of the runner, for which it is given or by which it was made
 	Key    string `json:"key"`    // as the job's rule comes to, where the host can tell
