@@ -212,8 +212,9 @@ type Cache struct {
 	// ("https://minio.example.com:9000") or, where others have buckets there too, to
 	// the bucket ("https://storage.googleapis.com/ci-caches"). Default []: caches lie
 	// on this host. A writer of this field can have helpers of jobs, in the stages that
-	// restore and archive caches, send sealed files to another server and ask one at
-	// any address, private ones too; what comes from there is looked up all the same.
+	// restore and archive caches, send sealed files, and blocks of a cache whatever they
+	// are, to another server and ask one at any address, private ones too; what comes
+	// from there is looked up all the same.
 	Servers []*url.URL `toml:"servers"`
 }
 
