@@ -17,7 +17,7 @@ install -D -m 0755 -t "$root/usr/lib/hallmark" "$bin"/hallmark-executor "$bin"/h
 	"$tools"/containerd "$tools"/containerd-shim-runc-v2 "$tools"/runc
 install -D -m 0644 -t "$root/usr/lib/systemd/system" cmd/hallmark-sandboxd/hallmark-sandboxd.service \
 	cmd/hallmark-attestd/hallmark-attestd.service
-for document in LICENSE *.md docs/*.md attest/buildtype.* attest/verify/PEERS.md; do
+for document in LICENSE *.md docs/*.md attest/buildtype.* attest/policy/example.toml attest/verify/PEERS.md; do
 	install -D -m 0644 "$document" "$root/usr/share/doc/hallmark/$document"
 done
 install -d -m 0755 "$root/etc/hallmark"
