@@ -487,7 +487,7 @@ func TestLimitsThatStay(t *testing.T) {
 func TestLongQuotes(t *testing.T) {
 	f := newFleet(t)
 	h := f.join("runner-1")
-	long, none := strings.Repeat("\u00e9", 1<<20), strings.Repeat("0", 64)
+	long, none := strings.Repeat("\u00e9", 1<<16), strings.Repeat("0", 64)
 	job := int64(4242)
 	for name, tt := range map[string]struct {
 		line string
