@@ -116,16 +116,16 @@ const (
 )
 
 // cacheWorld is a border whose origin is an object storage at a private address.
-func cacheWorld(t *testing.T, s *bucket, k *keeper, stage sandbox.Stage) *world {
+func cacheWorld(t *testing.T, s *bucket, k *keeper, stage sandbox.Stage, before ...func(*Border)) *world {
 	t.Helper()
 	if s.objects == nil {
 		s.objects = map[string][]byte{}
 	}
-	return storageWorld(t, s, k, "/ci", maxCache, stage)
+	return storageWorld(t, s, k, "/ci", maxCache, stage, before...)
 }
 
 // storageWorld is one with any object storage, and the place there that caches lie in.
-func storageWorld(t *testing.T, s http.Handler, k *keeper, place string, limit int64, stage sandbox.Stage) *world {
+func storageWorld(t *testing.T, s http.Handler, k *keeper, place string, limit int64, stage sandbox.Stage, before ...func(*Border)) *world {
 	t.Helper()
 	w := newWorld(t, options{profile: sandbox.Hermetic, origin: s, change: func(cfg *Config) {
 		cfg.Caches, cfg.CacheBytes = k, limit
@@ -138,6 +138,9 @@ func storageWorld(t *testing.T, s http.Handler, k *keeper, place string, limit i
 		t.Fatal(err)
 	}
 	w.b.up = up
+	for _, f := range before {
+		f(w.b)
+	}
 	w.begin(stage)
 	return w
 }
@@ -271,8 +274,7 @@ func TestCacheThatTakesLong(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, k := &bucket{objects: map[string][]byte{objectPath: data}, answer: c.answer}, &keeper{refuse: c.refuse}
-			w := cacheWorld(t, s, k, sandbox.RestoreCache)
-			w.b.patience.answer = 0
+			w := cacheWorld(t, s, k, sandbox.RestoreCache, func(b *Border) { b.patience.answer = 0 })
 			file := filepath.Join(t.TempDir(), "cache.zip")
 			head, _, code := w.helperCurl("-D", "-", "-o", file, w.url(objectPath+signature))
 			got, _ := os.ReadFile(file)
