@@ -166,7 +166,9 @@ type Services struct {
 	// DebugLogs lets jobs that set CI_DEBUG_SERVICES have what their services say
 	// in the job log, where whoever may see the log reads it. Default true.
 	DebugLogs bool `toml:"debug_logs"`
-	// Memory of each service, written "1GiB". Default "0B": as Limits.Memory.
+	// Memory of each service, written "1GiB". Default "0B": as Limits.Memory. What is
+	// lowered for a project, or by a job, is lowered for its services too, here and
+	// below.
 	Memory int64 `toml:"memory,size"`
 	// CPUs of each service. Default 0: as Limits.CPUs.
 	CPUs float64 `toml:"cpus"`

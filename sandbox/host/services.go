@@ -354,24 +354,29 @@ func (h *Host) serviceSpec(j *job, s *service) (sandbox.Spec, error) {
 	}
 	spec := h.spec(j, s.role, s.reference, mounts)
 	spec.Dirs = s.dirs
-	spec.Hostname, spec.Limits, spec.ReadOnly = name, serviceLimits(spec.Limits, h.cfg.Services.Limits), false
+	spec.Hostname, spec.Limits, spec.ReadOnly = name, j.limits.ofService(s.role, h.cfg.Services.Limits), false
 	return spec, nil
 }
 
-// serviceLimits are the job's where a service has none of its own.
-func serviceLimits(job, own sandbox.Limits) sandbox.Limits {
-	l := job
-	if own.MemoryBytes > 0 {
-		l.MemoryBytes = own.MemoryBytes
-		l.ReservationBytes, l.ShmBytes, l.TmpfsBytes = min(l.ReservationBytes, own.MemoryBytes), min(l.ShmBytes, own.MemoryBytes), min(l.TmpfsBytes, own.MemoryBytes)
-	}
-	if own.CPUs > 0 {
-		l.CPUs = own.CPUs
-	}
-	if own.Pids > 0 {
-		l.Pids = own.Pids
+// ofService are a service's limits: those that the admin gives services, and the
+// job's where there are none. What was lowered for the project or by the job is
+// lowered for its services too.
+func (b bounds) ofService(role sandbox.Role, own sandbox.Limits) sandbox.Limits {
+	l := b.forRole(role)
+	l.MemoryBytes = ownLimit(l.MemoryBytes, own.MemoryBytes, b.setBy["memory"])
+	l.CPUs = ownLimit(l.CPUs, own.CPUs, b.setBy["cpus"])
+	l.Pids = ownLimit(l.Pids, own.Pids, b.setBy["pids"])
+	if most := l.MemoryBytes; most > 0 {
+		l.ReservationBytes, l.ShmBytes, l.TmpfsBytes = min(l.ReservationBytes, most), min(l.ShmBytes, most), min(l.TmpfsBytes, most)
 	}
 	return l
+}
+
+func ownLimit[T int64 | float64](job, own T, lowered string) T {
+	if own == 0 || lowered != "" && job < own {
+		return job
+	}
+	return own
 }
 
 // localNames are those that the build's namespace answers itself.

@@ -196,14 +196,27 @@ func TestExpectedPorts(t *testing.T) {
 	}
 }
 
-func TestServiceLimitsAreTheJobsWhereNothingIsSaid(t *testing.T) {
+func TestLimitsOfServices(t *testing.T) {
 	job := sandbox.Limits{MemoryBytes: 100, SwapBytes: 7, ReservationBytes: 60, CPUs: 2, Pids: 50, TmpfsBytes: 30, ShmBytes: 35, OpenFiles: 9}
-	for name, c := range map[string]struct{ own, want sandbox.Limits }{
-		"none":   {sandbox.Limits{}, job},
-		"memory": {sandbox.Limits{MemoryBytes: 20}, changedLimits(job, func(l *sandbox.Limits) { l.MemoryBytes, l.ReservationBytes, l.TmpfsBytes, l.ShmBytes = 20, 20, 20, 20 })},
-		"all":    {sandbox.Limits{MemoryBytes: 80, CPUs: 1, Pids: 70}, changedLimits(job, func(l *sandbox.Limits) { l.MemoryBytes, l.CPUs, l.Pids = 80, 1, 70 })},
+	more := sandbox.Limits{MemoryBytes: 200, CPUs: 4, Pids: 70}
+	for name, c := range map[string]struct {
+		own     sandbox.Limits
+		lowered []string
+		want    sandbox.Limits
+	}{
+		"none":         {want: job},
+		"memory":       {own: sandbox.Limits{MemoryBytes: 20}, want: changedLimits(job, func(l *sandbox.Limits) { l.MemoryBytes, l.ReservationBytes, l.TmpfsBytes, l.ShmBytes = 20, 20, 20, 20 })},
+		"all":          {own: sandbox.Limits{MemoryBytes: 80, CPUs: 1, Pids: 70}, want: changedLimits(job, func(l *sandbox.Limits) { l.MemoryBytes, l.CPUs, l.Pids = 80, 1, 70 })},
+		"more":         {own: more, want: changedLimits(job, func(l *sandbox.Limits) { l.MemoryBytes, l.CPUs, l.Pids = 200, 4, 70 })},
+		"memory taken": {own: more, lowered: []string{"memory"}, want: changedLimits(job, func(l *sandbox.Limits) { l.CPUs, l.Pids = 4, 70 })},
+		"all taken":    {own: more, lowered: []string{"memory", "cpus", "pids"}, want: job},
+		"less anyway":  {own: sandbox.Limits{CPUs: 1}, lowered: []string{"cpus"}, want: changedLimits(job, func(l *sandbox.Limits) { l.CPUs = 1 })},
 	} {
-		if diff := cmp.Diff(c.want, serviceLimits(job, c.own)); diff != "" {
+		b := bounds{Limits: job, setBy: map[string]string{}}
+		for _, limit := range c.lowered {
+			b.setBy[limit] = "by somebody"
+		}
+		if diff := cmp.Diff(c.want, b.ofService("service-0", c.own)); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
