@@ -67,9 +67,23 @@ func (k *keeper) age(t *testing.T, name string, ago time.Duration) {
 	}
 }
 
+// setKeep changes what a runtime keeps, once nothing watches its disk any more: a
+// pull's watch looks once more after the pull has ended.
+func setKeep(r *Runtime, keep Keep) {
+	watched := func() bool {
+		r.arrivals.mu.Lock()
+		defer r.arrivals.mu.Unlock()
+		return r.arrivals.watched
+	}
+	for watched() {
+		time.Sleep(squeezeEvery / 10)
+	}
+	r.cfg.Keep = keep
+}
+
 func (k *keeper) collect(t *testing.T, keep Keep, want ...string) {
 	t.Helper()
-	k.cfg.Keep = keep
+	setKeep(k.Runtime, keep)
 	if err := k.Collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +173,7 @@ func TestCollectSparesContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.cfg.Keep = Keep{Bytes: 1}
+	setKeep(r, Keep{Bytes: 1})
 	if err := r.Collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
