@@ -105,9 +105,15 @@ paths = ["/open"]
 // configureRunner writes the runner's config.toml: the block that `hallmark
 // runner config` prints for each profile, with the token that registering gave.
 func (w *World) configureRunner() error {
+	runners := []struct{ profile, token, more string }{
+		{"hermetic", Hermetic, ""}, {"firewalled", Firewalled, ""},
+		{"hermetic", Stored, storageBlock("")}, {"hermetic", Assumed, storageBlock(storageRole)}, {"hermetic", Azure, azureBlock()},
+	}
+	// Each of them, and the shell's, holds one of the places while it waits for a
+	// job: four are left for jobs.
 	var b strings.Builder
-	fmt.Fprintf(&b, "concurrent = 4\ncheck_interval = 1\nlog_level = \"info\"\nshutdown_timeout = 20\n")
-	for _, r := range []struct{ profile, token, more string }{{"hermetic", Hermetic, ""}, {"firewalled", Firewalled, ""}, {"hermetic", Stored, storageBlock("")}, {"hermetic", Assumed, storageBlock(storageRole)}, {"hermetic", Azure, azureBlock()}} {
+	fmt.Fprintf(&b, "concurrent = %d\ncheck_interval = 1\nlog_level = \"info\"\nshutdown_timeout = 20\n", len(runners)+1+4)
+	for _, r := range runners {
 		block, err := w.runnerBlock(r.profile)
 		if err != nil {
 			return err
