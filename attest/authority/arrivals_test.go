@@ -35,8 +35,10 @@ func TestArrivals(t *testing.T) {
 		}
 	}
 	for r, out := range map[*request]bool{modest: true, large: true, small: false} {
-		if r.leave() != out || r.leave() != out {
-			t.Errorf("%s went out: %t", r.peer, !out)
+		for range 2 { // leaving twice is leaving once
+			if r.leave() != out {
+				t.Errorf("%s went out: %t", r.peer, !out)
+			}
 		}
 	}
 	if all.state() != 0 || len(all.in) != 0 {
